@@ -1,0 +1,76 @@
+/* internal.h: prototypes by owning file, lowest layer first. A file uses only what stands above its own section. */
+#ifndef MP_INTERNAL_H
+#define MP_INTERNAL_H
+
+#include "os.h"
+#include "types.h"
+
+/* ---- registry.c: what the process knows of all its pools ---- */
+
+mp_status mp__registry_add(mp__tenant *tenant, const mp__tenant_ops *ops);
+void mp__registry_remove(mp__tenant *tenant);
+/* Have every tenant under the account give idle memory back; bytes that came back. The caller holds no lock. NULL: all tenants. */
+size_t mp__registry_reclaim(const mp_account *under, size_t needed);
+/* There is idle memory to purge: see that the housekeeping thread runs. False if it could not be started. */
+bool mp__registry_wake(void);
+
+/* ---- account.c ---- */
+
+bool mp__account_is_under(const mp_account *account, const mp_account *ancestor);
+/* As mp_account_charge, but gives nothing back first, so that it may be called with a pool's lock held. */
+mp_status mp__account_try_charge(mp_account *account, size_t nbytes, mp_account **binding);
+
+/* ---- sizeclass.c ---- */
+
+size_t mp__class_stride(unsigned index, size_t page, size_t alignment);
+
+/* ---- chunk.c: under the pool's lock ---- */
+
+/* How many blocks to take at once when at most `room` bytes may be taken; 0 if not even one. */
+size_t mp__chunk_batch(const mp__class *cls, size_t room);
+/* Takes at least one and up to `*count` blocks from the OS, idle and linked through `next`. */
+mp_status mp__chunk_take(mp__class *cls, size_t *count, mp__block **out);
+/* Detached idle blocks go to their chunks ... */
+void mp__chunk_sort(mp__class *cls, mp__block *detached);
+/* ... so that it shows how many bytes could go back to the OS ... */
+size_t mp__chunk_releasable(const mp__class *cls);
+/* ... and some do, until `wanted` bytes went. The others come back as a list. */
+mp__block *mp__chunk_settle(mp__class *cls, size_t wanted, size_t *freed);
+void mp__chunk_free_all(mp__class *cls);
+
+/* ---- trim.c: under the pool's lock ---- */
+
+void mp__pool_lock_shards(mp_pool *pool);
+void mp__pool_unlock_shards(mp_pool *pool);
+/* Idle blocks of all classes but `keep` become invisible until they are settled. The caller holds all shards' locks. */
+void mp__pool_detach(mp_pool *pool, const mp__class *keep);
+size_t mp__pool_releasable(mp_pool *pool);
+size_t mp__pool_settle(mp_pool *pool, size_t wanted);
+/* All of that in one: bytes given back. */
+size_t mp__pool_give_back(mp_pool *pool, size_t wanted, const mp__class *keep);
+size_t mp__pool_idle(mp_pool *pool);
+/* Live and retired bytes. */
+size_t mp__pool_lent(mp_pool *pool);
+/* What was idle since the last tick goes; when to come again, MP_NEVER if nothing is idle. */
+uint64_t mp__pool_tick(mp_pool *pool, uint64_t now);
+
+/* ---- grow.c ---- */
+
+mp_status mp__pool_grow(mp_pool *pool, size_t nbytes, mp_block **out, mp_shortage *shortage);
+/* With the pool's lock held: idle memory exists, so that somebody must purge it one day. */
+void mp__pool_has_idle(mp_pool *pool);
+
+/* ---- check.c ---- */
+
+bool mp__pool_check(mp_pool *pool);
+
+#if defined(MP_DEBUG)
+#define MP_CHECK(pool) \
+    do { \
+        if (!mp__pool_check(pool)) mp__os_abort("an invariant of a pool is broken"); \
+    } while (0)
+#else
+#define MP_CHECK(pool) ((void)0)
+#endif
+
+#endif

@@ -1,0 +1,20 @@
+/* sizeclass.h: from a size to the index of its class, on the hot path. The table is drawn in sizeclass.c. */
+#ifndef MP_SIZECLASS_H
+#define MP_SIZECLASS_H
+
+#include "port.h"
+#include "types.h"
+
+enum { MP__TINY_CLASSES = 32, MP__PAGED_AT = 48, MP__GEOMETRIC_AT = 63 };
+
+/* nbytes <= MP__MAX_SIZE */
+static inline unsigned mp__class_of(size_t nbytes) {
+    size_t last = nbytes - (nbytes != 0); /* the last byte's offset decides */
+    if (last < 2048) return (unsigned)(last >> 6);
+    if (last < 4096) return MP__TINY_CLASSES + (unsigned)((last - 2048) >> 7);
+    if (last < 65536) return MP__PAGED_AT + (unsigned)(last >> 12) - 1;
+    unsigned e = mp__log2(last);
+    return MP__GEOMETRIC_AT + (e - 16) * 16 + (unsigned)((last >> (e - 4)) & 15);
+}
+
+#endif

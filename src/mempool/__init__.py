@@ -1,0 +1,46 @@
+"""Zero-copy buffer pools with native speed: memory that is lent, taken back, bounded and accounted for."""
+
+from mempool._core import TRACEMALLOC_DOMAIN, Account, Buffer, BufferPool, acquire, default_pool
+from mempool._records import PoolStats, SizeClassStats
+from mempool.errors import (
+    AccountLimitExceeded,
+    MappingError,
+    MempoolError,
+    PoolExhausted,
+    StaleHandle,
+)
+from mempool.settings import configure
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TRACEMALLOC_DOMAIN",
+    "Account",
+    "AccountLimitExceeded",
+    "Buffer",
+    "BufferPool",
+    "MappingError",
+    "MempoolError",
+    "PoolExhausted",
+    "PoolStats",
+    "SizeClassStats",
+    "StaleHandle",
+    "__version__",
+    "acquire",
+    "configure",
+    "default_pool",
+]
+
+_SUBMODULES = ("accounting", "errors", "settings", "units")
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        import importlib
+
+        return importlib.import_module(f"mempool.{name}")
+    raise AttributeError(f"module 'mempool' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})

@@ -1,0 +1,277 @@
+# Accounts: a tree of counters with limits. The counters live in csrc/account.c; here are their names and their Python faces.
+from _weakref import ref as weak_reference
+
+# Accounts that `charge` filled stay alive until they are discharged: somebody holds that memory, so reports must show it.
+cdef dict _filled = {}
+# The references of `track`, which must live as long as their objects.
+cdef dict _tracked = {}
+
+
+@cython.final
+cdef class _Forget:
+    """Weak reference callback: takes an entry out of a dict."""
+
+    cdef dict entries
+    cdef object key
+
+    def __init__(self, dict entries, key):
+        self.entries = entries
+        self.key = key
+
+    def __call__(self, ref):
+        self.entries.pop(self.key, None)
+
+
+cdef class Account:
+    """Counts native bytes, for itself and for every ancestor.
+
+    Parameters
+    ----------
+    name : str
+        Shown in reports and errors.
+    limit : int, str or None
+        Most bytes that the account and all below it may hold.
+    parent : Account or None
+        None: below `root_account()`.
+
+    Examples
+    --------
+    >>> from mempool.accounting import Account
+    >>> io = Account("io", limit="1MiB")
+    >>> with io.charged("64KiB"):
+    ...     io.used
+    65536
+    >>> io.used, io.peak
+    (0, 65536)
+    """
+
+    cdef mp_account *_c
+    cdef readonly str name
+    """The name it was given."""
+    cdef readonly Account parent
+    """The account above, None for the root."""
+    cdef size_t _by_hand  # what `charge` added and `discharge` may take away
+    cdef dict _children   # weak references by age: a child keeps its parent alive, not the other way round
+    cdef size_t _born
+    cdef object __weakref__
+
+    def __init__(self, str name not None, *, limit=None, Account parent=None):
+        if self._c is not NULL:
+            raise RuntimeError(f"Account {self.name!r} was initialised already")
+        self._open(name, _limit_to_c(limit), parent if parent is not None else _root)
+
+    cdef int _open(self, str name, size_t limit, Account parent) except -1:
+        if mp_account_create(parent._ready() if parent is not None else NULL, limit, NULL, &self._c) != MP_OK:
+            raise MemoryError(f"no memory for account {name!r}")
+        self.name = name
+        self.parent = parent
+        self._children = {}
+        if parent is not None:
+            key = parent._born = parent._born + 1
+            parent._children[key] = weak_reference(self, _Forget(parent._children, key))
+        return 0
+
+    def __dealloc__(self):
+        if self._c is not NULL:
+            mp_account_release(self._c)
+
+    cdef mp_account *_ready(self) except NULL:
+        if self._c is NULL:
+            raise ValueError("account was never initialised")
+        return self._c
+
+    def charge(self, nbytes):
+        """Add bytes here and in every ancestor, or nowhere.
+
+        Parameters
+        ----------
+        nbytes : int or str
+            Bytes of native memory that the caller took.
+
+        Raises
+        ------
+        AccountLimitExceeded
+            A limit here or above would be passed, also after idle memory of the pools below that account was given back.
+        """
+        cdef size_t size = _size_to_c(nbytes, "nbytes")
+        cdef mp_account *binding = NULL
+        cdef mp_status status
+        self._ready()
+        with nogil:
+            status = mp_account_charge(self._c, size, &binding)
+        if status != MP_OK:
+            raise _account_error(self, binding, size)
+        with cython.critical_section(self):
+            self._by_hand += size
+            if self._by_hand > 0:
+                _filled[<uintptr_t><PyObject *>self] = self
+
+    def discharge(self, nbytes):
+        """Take bytes away that `charge` added.
+
+        Raises
+        ------
+        ValueError
+            If `charge` did not add so many.
+        """
+        cdef size_t size = _size_to_c(nbytes, "nbytes")
+        cdef bint known
+        self._ready()
+        with cython.critical_section(self):
+            known = size <= self._by_hand
+            if known:
+                self._by_hand -= size
+                if self._by_hand == 0:
+                    _filled.pop(<uintptr_t><PyObject *>self, None)
+        if not known:
+            raise ValueError(f"cannot discharge {size} bytes from account {self.name!r}: {self._by_hand} were charged to it")
+        mp_account_discharge(self._c, size)
+
+    def charged(self, nbytes):
+        """Return a context manager that charges on entry and discharges on exit."""
+        return _Charged(self, _size_to_c(nbytes, "nbytes"))
+
+    def track(self, obj, nbytes):
+        """Charge bytes until an object dies.
+
+        Parameters
+        ----------
+        obj : object
+            Anything that can be weakly referenced.
+        nbytes : int or str
+            Native bytes that the object holds.
+
+        Raises
+        ------
+        TypeError
+            If `obj` cannot be weakly referenced; then nothing was charged.
+        AccountLimitExceeded
+            As `charge`.
+        """
+        cdef _EndOfTracked end = _EndOfTracked(self, _size_to_c(nbytes, "nbytes"))
+        ref = weak_reference(obj, end)
+        self.charge(end.size)
+        end.key = id(ref)
+        _tracked[end.key] = ref
+
+    @property
+    def used(self):
+        """Bytes charged here and below, now."""
+        return mp_account_used(self._ready())
+
+    @property
+    def peak(self):
+        """The most that `used` ever was, in bytes."""
+        return mp_account_peak(self._ready())
+
+    @property
+    def limit(self):
+        """Most bytes that may be used, None for no limit. Setting it below what is used raises `ValueError`."""
+        cdef size_t limit = mp_account_limit(self._ready())
+        return None if limit == MP_NO_LIMIT else limit
+
+    @limit.setter
+    def limit(self, value):
+        cdef size_t limit = _limit_to_c(value)
+        cdef mp_status status
+        self._ready()
+        with nogil:
+            status = mp_account_set_limit(self._c, limit)
+        if status != MP_OK:
+            raise ValueError(f"limit {limit} is below what account {self.name!r} holds: {self.used} bytes")
+
+    @property
+    def children(self):
+        """The accounts directly below, oldest first."""
+        self._ready()
+        alive = [ref() for ref in list(self._children.values())]
+        return tuple([child for child in alive if child is not None])
+
+    def tree(self):
+        """Return this account and all below as nested dicts of ``name, used, peak, limit, children``."""
+        return {
+            "name": self.name,
+            "used": self.used,
+            "peak": self.peak,
+            "limit": self.limit,
+            "children": [child.tree() for child in self.children],
+        }
+
+    def __repr__(self):
+        if self._c is NULL:
+            return "<mempool.Account, not initialised>"
+        return f"<mempool.Account {self.name!r}: {self.used} bytes used, limit {self.limit}>"
+
+
+@cython.final
+cdef class _EndOfTracked:
+    """Weak reference callback: the object of `Account.track` died."""
+
+    cdef Account account
+    cdef size_t size
+    cdef object key
+
+    def __init__(self, Account account, size_t size):
+        self.account = account
+        self.size = size
+
+    def __call__(self, ref):
+        if self.key is not None:
+            _tracked.pop(self.key, None)
+            self.account.discharge(self.size)
+
+
+@cython.final
+cdef class _Charged:
+    cdef Account account
+    cdef size_t size
+
+    def __init__(self, Account account not None, size_t size):
+        self.account = account
+        self.size = size
+
+    def __enter__(self):
+        self.account.charge(self.size)
+        return self.account
+
+    def __exit__(self, kind, error, traceback):
+        self.account.discharge(self.size)
+
+
+cdef size_t _size_to_c(object value, str name) except? 0:
+    """Any size as C bytes: `OverflowError` for what no address can reach."""
+    cdef Py_ssize_t size
+    if not PyLong_CheckExact(value) or value < 0:
+        value = parse_size(value, name)
+    try:
+        size = value
+    except OverflowError:
+        raise OverflowError(f"{name} of {value} bytes cannot be addressed") from None
+    return <size_t> size
+
+
+cdef size_t _limit_to_c(object value) except? 0:
+    if value is None:
+        return MP_NO_LIMIT
+    cdef size_t limit = _size_to_c(value, "limit")
+    if limit == 0:
+        raise ValueError(f"limit must be more than 0 bytes, got {value!r}")
+    return limit
+
+
+cdef object _account_error(Account account, mp_account *binding, size_t size):
+    """The error for a charge that `binding`, which is `account` or above it, refused."""
+    while account._c is not binding and account.parent is not None:
+        account = account.parent
+    used, limit = account.used, account.limit
+    text = f"account {account.name!r} cannot take {size} bytes: {used} used, limit {limit}"
+    return AccountLimitExceeded(text, account.name, size, used, limit)
+
+
+cdef Account _root = Account.__new__(Account)
+_root._open("root", MP_NO_LIMIT, None)
+
+
+def root_account():
+    """Return the account above all others."""
+    return _root

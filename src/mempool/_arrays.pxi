@@ -1,0 +1,116 @@
+# NumPy arrays over a lease. NumPy is imported when the first array is made: `cimport numpy` would import it with this module.
+cdef extern from "numpy/arrayobject.h" nogil:
+    ctypedef Py_ssize_t npy_intp
+    ctypedef struct PyArray_Descr:
+        pass
+    int NPY_MAXDIMS
+    int NPY_UINT8
+    int NPY_ARRAY_CARRAY
+    int NPY_ARRAY_FARRAY
+    npy_intp PyDataType_ELSIZE(PyArray_Descr *)
+    bint PyDataType_REFCHK(PyArray_Descr *)
+
+cdef extern from "numpy/arrayobject.h":
+    int _import_array() except -1
+    object PyArray_NewFromDescr(
+        PyTypeObject *subtype, PyArray_Descr *descr, int nd, npy_intp *dims, npy_intp *strides, void *data, int flags, PyObject *obj
+    )
+    int PyArray_SetBaseObject(PyObject *array, PyObject *base) except -1
+    int PyArray_DescrConverter(object, PyArray_Descr **) except 0
+    PyArray_Descr *PyArray_DescrFromType(int)
+    PyTypeObject PyArray_Type
+
+cdef bint _numpy_ready = False
+
+
+cdef int need_numpy() except -1:
+    global _numpy_ready
+    if not _numpy_ready:
+        _import_array()
+        _numpy_ready = True
+    return 0
+
+
+cdef object array_over(Buffer buffer, object dtype, object shape, object offset, object order):
+    """See `Buffer.array`. All that may run Python comes before the look at the block."""
+    cdef npy_intp dims[64]
+    cdef PyArray_Descr *descr = NULL
+    cdef Py_ssize_t start = 0, length
+    cdef int nd, flags
+    need_numpy()
+    flags = array_flags(order)
+    if offset is not 0:
+        start = offset
+        if start < 0:
+            raise ValueError(f"offset must not be negative, got {start}")
+    if dtype == "u1":
+        descr = PyArray_DescrFromType(NPY_UINT8)
+    else:
+        PyArray_DescrConverter(dtype, &descr)
+    try:
+        nd = read_shape(shape, dims)
+        with cython.critical_section(buffer):
+            length = buffer._lent().requested
+            fit(descr, nd, dims, start, length)
+            holder = buffer._hold()
+            data = <char *>buffer._block.data + start
+    except:
+        Py_DECREF(<object>descr)
+        raise
+    array = PyArray_NewFromDescr(&PyArray_Type, descr, nd if nd >= 0 else 1, dims, NULL, data, flags, NULL)
+    Py_INCREF(holder)
+    PyArray_SetBaseObject(<PyObject *>array, <PyObject *>holder)
+    return array
+
+
+cdef int array_flags(object order) except -1:
+    if order == "C":
+        return NPY_ARRAY_CARRAY
+    if order == "F":
+        return NPY_ARRAY_FARRAY
+    raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+
+
+cdef int read_shape(object shape, npy_intp *dims) except -2:
+    """The number of dimensions; -1 if the array shall go up to the end."""
+    cdef int i, nd
+    if shape is None:
+        return -1
+    if PyIndex_Check(shape):
+        shape = (shape,)
+    shape = tuple(shape)
+    nd = <int>len(shape)
+    if nd > NPY_MAXDIMS:
+        raise ValueError(f"an array has at most {NPY_MAXDIMS} dimensions, not {nd}")
+    for i in range(nd):
+        dims[i] = shape[i]
+        if dims[i] < 0:
+            raise ValueError(f"shape must not be negative, got {shape!r}")
+    return nd
+
+
+cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_ssize_t length) except -1:
+    """Checks that the array lies within the buffer; sets the only dimension where none was given."""
+    cdef Py_ssize_t itemsize = PyDataType_ELSIZE(descr), left = length - start, items
+    cdef int i
+    if PyDataType_REFCHK(descr):
+        raise ValueError(f"dtype {<object>descr} holds objects, which cannot live in native memory")
+    if itemsize == 0:
+        raise ValueError(f"dtype {<object>descr} has no item size")
+    if left < 0:
+        raise ValueError(f"offset {start} is beyond the end of a buffer of {length} bytes")
+    items = left // itemsize
+    if nd < 0:
+        if items * itemsize != left:
+            raise ValueError(f"{left} bytes are no multiple of the item size of {<object>descr}, {itemsize}")
+        dims[0] = items
+        return 0
+    for i in range(nd):
+        if dims[i] == 0:
+            return 0
+    for i in range(nd):
+        if dims[i] > items:
+            shape = tuple([dims[k] for k in range(nd)])
+            raise ValueError(f"an array of shape and item size beyond the end: {left} bytes are left of {length}, {itemsize} an item")
+        items //= dims[i]
+    return 0

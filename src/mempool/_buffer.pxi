@@ -1,0 +1,390 @@
+# A lease and its views.
+#
+#     Buffer ----> block            never exported: the block goes back when the Buffer is released or dies
+#
+#     Buffer ----> _Holder ----> block
+#     memoryview -----^             exported: views name the holder, never the Buffer. Releasing the Buffer drops its own reference
+#     ndarray --------^             to the holder; the block goes back when the last reference does.
+#
+# So no count of exports is kept and none can be wrong: whatever a consumer keeps of what it was given (the Py_buffer, its `obj`, a memoryview of
+# it) keeps the holder. The one consumer that keeps the Buffer itself is `numpy.ndarray(buffer=b)`, which gives its export back at once; it is
+# the only one that asks for any contiguous layout, and a lease that was asked so keeps its holder until the Buffer dies.
+
+# PyBUF_WRITABLE | PyBUF_ANY_CONTIGUOUS: how numpy.ndarray(buffer=...) asks.
+cdef int ASKED_BY_NDARRAY = 0x99
+cdef char *BYTES_FORMAT = "B"
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc_clear
+cdef class _Holder:
+    """What views of a buffer keep alive. Its death gives the block back."""
+
+    cdef mp_block *block
+    cdef Py_ssize_t nbytes
+    cdef BufferPool pool
+
+    def __dealloc__(self):
+        cdef BufferPool pool = self.pool
+        if self.block is not NULL and give_back(self.block):
+            wake(pool)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        fill_view(self, view, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        pass
+
+
+cdef inline bint give_back(mp_block *block) noexcept:
+    """The last view of a retired block died; true if somebody waits for memory."""
+    PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+    return mp_pool_return(block)
+
+
+cdef inline bint end_lease(mp_block *block, mp_end end) noexcept:
+    """Nothing sees the block any more; true if somebody waits for memory."""
+    PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+    return mp_pool_release(block, end)
+
+
+cdef int fill_view(_Holder holder, Py_buffer *view, int flags) except -1:
+    if holder.block is NULL:
+        view.obj = None
+        raise BufferError("buffer is released")
+    view.buf = holder.block.data
+    view.len = holder.nbytes
+    view.itemsize = 1
+    view.readonly = 0
+    view.ndim = 1
+    view.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
+    view.shape = &view.len if flags & PyBUF_ND else NULL
+    view.strides = &view.itemsize if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
+    view.suboffsets = NULL
+    view.internal = NULL
+    view.obj = holder
+    return 0
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc_clear
+cdef class Buffer:
+    """A lease of native memory: writable, contiguous bytes. Made by `BufferPool.acquire`.
+
+    The memory goes back to its pool with `release()`, at the end of a ``with`` block, or when the buffer is garbage; if a view of
+    it lives (a memoryview, an array), when the last view dies. A view never sees another lease's bytes. Bytes are uninitialised unless
+    acquired with ``zero=True``.
+
+    Using a released buffer raises `ValueError`.
+
+    Examples
+    --------
+    >>> import mempool
+    >>> with mempool.acquire("64KiB") as b:
+    ...     b[:5] = b"hello"
+    ...     bytes(b[:5]), len(b)
+    (b'hello', 65536)
+    """
+
+    cdef mp_block *_block       # NULL once released
+    cdef PyObject *_holder      # a _Holder once exported; owned
+    cdef PyObject *_origin      # where it was acquired, under leak detection; owned
+    cdef BufferPool _pool       # keeps the pool's C state alive as long as the block is ours
+    cdef bint _kept             # numpy.ndarray(buffer=b) may keep this very object
+    cdef bint _ours             # an iterator of this package made it: dropping it is how it is meant to end
+    cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("a Buffer is made by BufferPool.acquire()")
+
+    def __dealloc__(self):
+        cdef bint dropped = False
+        if self._block is not NULL:
+            dropped = self._drop()
+        elif self._holder is not NULL:
+            Py_DECREF(<object>self._holder)
+        if self._origin is not NULL:
+            origin = <object>self._origin
+            Py_DECREF(origin)
+            if dropped:
+                warn_of_leak(origin, self._pool)
+
+    cdef bint _drop(self) noexcept:
+        """The lease ends because the buffer died; true if nobody meant that."""
+        cdef mp_block *block = self._block
+        cdef bint dropped = not self._kept and not self._ours
+        self._block = NULL
+        if self._holder is not NULL and Py_REFCNT(<object>self._holder) > 1:
+            mp_pool_retire(block, MP_END_HANDED_OVER)
+            Py_DECREF(<object>self._holder)
+            return False
+        if self._holder is not NULL:
+            self._forget_holder()
+        if end_lease(block, MP_END_DROPPED if dropped else MP_END_HANDED_OVER):
+            wake(self._pool)
+        return dropped
+
+    cdef void _forget_holder(self) noexcept:
+        """Nobody but this buffer has the holder: it dies without giving the block back."""
+        (<_Holder>self._holder).block = NULL
+        Py_DECREF(<object>self._holder)
+        self._holder = NULL
+
+    cdef bint _end(self) noexcept:
+        """Release; true if somebody waits for memory."""
+        cdef mp_block *block = self._block
+        if block is NULL:
+            return False
+        self._block = NULL
+        if self._holder is NULL:
+            return end_lease(block, MP_END_RELEASED)
+        if not self._kept and Py_REFCNT(<object>self._holder) == 1:
+            self._forget_holder()
+            return end_lease(block, MP_END_RELEASED)
+        mp_pool_retire(block, MP_END_RELEASED)
+        if not self._kept:
+            holder = <object>self._holder
+            Py_DECREF(holder)
+            self._holder = NULL
+        return False
+
+    cdef mp_block *_lent(self) except NULL:
+        if self._block is NULL:
+            raise ValueError("buffer is released")
+        return self._block
+
+    cdef object _hold(self):
+        """The holder, made on the first export."""
+        cdef _Holder holder
+        if self._holder is NULL:
+            holder = _Holder.__new__(_Holder)
+            holder.block = self._lent()
+            holder.nbytes = holder.block.requested
+            holder.pool = self._pool
+            Py_INCREF(holder)
+            self._holder = <PyObject *>holder
+        return <object>self._holder
+
+    def release(self):
+        """Give the memory back; if something still views it, as soon as nothing does. Never fails; twice is as good as once."""
+        cdef bint waited
+        with cython.critical_section(self):
+            waited = self._end()
+        if waited:
+            wake(self._pool)
+
+    def __enter__(self):
+        self._lent()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        cdef bint waited
+        with cython.critical_section(self):
+            waited = self._end()
+        if waited:
+            wake(self._pool)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        with cython.critical_section(self):
+            if self._block is NULL:
+                view.obj = None
+                raise ValueError("buffer is released")
+            holder = self._hold()
+            if flags == ASKED_BY_NDARRAY:
+                self._kept = True
+        fill_view(holder, view, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        # Never called, as views name the holder; but NumPy keeps a memoryview only of what has this method.
+        pass
+
+    def __len__(self):
+        return self._lent().requested
+
+    @property
+    def nbytes(self):
+        """Length in bytes."""
+        return self._lent().requested
+
+    @property
+    def capacity(self):
+        """Bytes of the block: how far `resize` can go."""
+        return self._lent().capacity
+
+    @property
+    def address(self):
+        """Address of the first byte."""
+        return <uintptr_t>self._lent().data
+
+    @property
+    def released(self):
+        """True once the lease has ended."""
+        return self._block is NULL
+
+    @property
+    def pool(self):
+        """The pool it came from, also after release."""
+        return self._pool
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t at
+        if not PyIndex_Check(index):
+            return PyMemoryView_FromObject(self)[index]
+        at = index
+        with cython.critical_section(self):
+            return (<unsigned char *>self._lent().data)[self._offset(at)]
+
+    def __setitem__(self, index, value):
+        cdef Py_ssize_t at
+        cdef unsigned char byte
+        if not PyIndex_Check(index):
+            set_slice(PyMemoryView_FromObject(self)[index], value)
+            return
+        at = index
+        byte = to_byte(value)
+        with cython.critical_section(self):
+            (<unsigned char *>self._lent().data)[self._offset(at)] = byte
+
+    def __delitem__(self, index):
+        raise TypeError("a Buffer has a fixed size: its bytes cannot be deleted")
+
+    cdef Py_ssize_t _offset(self, Py_ssize_t index) except -1:
+        cdef Py_ssize_t length = self._lent().requested
+        if index < 0:
+            index += length
+        if index < 0 or index >= length:
+            raise IndexError(f"index {index if index >= 0 else index - length} is out of range for a buffer of {length} bytes")
+        return index
+
+    def resize(self, nbytes):
+        """Change the length within the block that the lease has.
+
+        Parameters
+        ----------
+        nbytes : int or str
+            The new length, at most `capacity`. Bytes beyond the old length are uninitialised.
+
+        Raises
+        ------
+        ValueError
+            Beyond the capacity.
+        BufferError
+            While something views the buffer.
+        """
+        cdef size_t size = _size_to_c(nbytes, "nbytes")
+        with cython.critical_section(self):
+            if size > self._lent().capacity:
+                raise ValueError(f"cannot resize to {size} bytes: the capacity is {self._block.capacity}")
+            if self._kept or (self._holder is not NULL and Py_REFCNT(<object>self._holder) > 1):
+                raise BufferError("cannot resize while a view of the buffer is alive")
+            mp_pool_resize(self._block, size)
+            if self._holder is not NULL:
+                (<_Holder>self._holder).nbytes = size
+
+    def readonly(self):
+        """Return a read-only memoryview, without a copy."""
+        return PyMemoryView_FromObject(self).toreadonly()
+
+    def tobytes(self):
+        """Return a copy as `bytes`."""
+        with cython.critical_section(self):
+            return PyBytes_FromStringAndSize(<char *>self._lent().data, self._block.requested)
+
+    def array(self, dtype="u1", shape=None, *, offset=0, order="C"):
+        """Return a writable NumPy array over the memory, without a copy.
+
+        Parameters
+        ----------
+        dtype : dtype-like
+            Anything but object types.
+        shape : int, tuple of int or None
+            None: one dimension, up to the end.
+        offset : int
+            Bytes before the first item.
+        order : {"C", "F"}
+            Row-major or column-major.
+
+        Returns
+        -------
+        numpy.ndarray
+            It keeps the memory, not the buffer: after `release()` it still sees its own bytes.
+
+        Raises
+        ------
+        ValueError
+            Beyond the end, for a size that is no multiple of the item size, or for a dtype with objects.
+        """
+        return array_over(self, dtype, shape, offset, order)
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """Export as a DLPack capsule: one dimension of uint8 on the CPU, version 1.x if the consumer knows it."""
+        return dlpack_capsule(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self):
+        """Return ``(1, 0)``: the CPU."""
+        self._lent()
+        return (1, 0)
+
+    def __reduce_ex__(self, protocol):
+        if protocol >= 5:
+            return _rebuild_buffer, (PyPickleBuffer_FromObject(self),)
+        return _rebuild_buffer, (self.tobytes(),)
+
+    def __richcmp__(self, other, int op):
+        if op != Py_EQ and op != Py_NE:
+            return NotImplemented
+        if self is other:
+            return op == Py_EQ
+        equal = same_bytes(self, other)
+        if equal is NotImplemented:
+            return equal
+        return equal if op == Py_EQ else not equal
+
+    __hash__ = None
+
+    def __repr__(self):
+        if self._pool is None:
+            return "<mempool.Buffer, never lent>"
+        if self._block is NULL:
+            return f"<mempool.Buffer, released, of pool {self._pool.name!r}>"
+        return f"<mempool.Buffer of {self._block.requested} bytes at {<uintptr_t>self._block.data:#x}, of pool {self._pool.name!r}>"
+
+
+cdef unsigned char to_byte(object value) except? 255:
+    cdef Py_ssize_t byte
+    if not PyIndex_Check(value):
+        raise TypeError(f"a byte must be an int, not {value!r}")
+    try:
+        byte = value
+    except OverflowError:
+        byte = -1
+    if byte < 0 or byte > 255:
+        raise ValueError(f"a byte must be in range(0, 256), got {value!r}")
+    return <unsigned char>byte
+
+
+cdef int set_slice(object target, object value) except -1:
+    """Copy any bytes-like object over a slice of the same length."""
+    source = PyMemoryView_FromObject(value)
+    if source.nbytes != target.nbytes:
+        raise ValueError(f"cannot put {source.nbytes} bytes into a slice of {target.nbytes}")
+    if source.format != "B" or source.ndim != 1:
+        source = source.cast("B") if source.c_contiguous else memoryview(source.tobytes())
+    target[:] = source
+    return 0
+
+
+cdef object same_bytes(Buffer buffer, object other):
+    cdef Py_buffer view
+    cdef bint equal = False
+    try:
+        PyObject_GetBuffer(other, &view, PyBUF_SIMPLE)
+    except (TypeError, BufferError, ValueError):
+        return NotImplemented
+    with cython.critical_section(buffer):
+        if buffer._block is not NULL and <size_t>view.len == buffer._block.requested:
+            equal = memcmp(buffer._block.data, view.buf, view.len) == 0
+    PyBuffer_Release(&view)
+    return equal

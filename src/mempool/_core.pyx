@@ -1,0 +1,63 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=True
+"""The compiled layer: leases of native memory through Python's protocols.
+
+Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
+`_dlpack.pxi` (views for NumPy and others), `_leaks.pxi` (stacks and warnings), `_waiting.pxi` (who waits for memory),
+`_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process).
+
+Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool.
+"""
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT,
+    PyBUF_ND,
+    PyBUF_SIMPLE,
+    PyBUF_STRIDES,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_Clear, PyErr_WriteUnraisable
+from cpython.long cimport PyLong_CheckExact
+from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.number cimport PyIndex_Check
+from cpython.object cimport Py_EQ, Py_NE, PyTypeObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT, PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
+
+from mempool._libmempool cimport *
+
+from mempool.errors import AccountLimitExceeded, PoolExhausted
+from mempool.units import parse_duration, parse_size
+
+cdef extern from "Python.h":
+    int PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size) nogil
+    int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr) nogil
+    int PyErr_WarnExplicitObject(
+        object category, object message, object filename, int lineno, object module, PyObject *registry
+    ) except -1
+    object PyPickleBuffer_FromObject(object)
+    bint Py_IsInitialized() nogil
+    # -1 with an exception set for what does not fit; the caller looks.
+    Py_ssize_t as_ssize "PyLong_AsSsize_t"(object) noexcept
+
+cdef extern from *:
+    const size_t SIZE_MAX
+
+TRACEMALLOC_DOMAIN = 0x6D656D70
+cdef unsigned int DOMAIN = 0x6D656D70
+
+# What is larger than this is cleared and copied without the GIL.
+cdef size_t LONG_WORK = 1 << 20
+
+include "_account.pxi"
+include "_buffer.pxi"
+include "_arrays.pxi"
+include "_dlpack.pxi"
+include "_leaks.pxi"
+include "_waiting.pxi"
+include "_pool.pxi"
+include "_default.pxi"

@@ -1,0 +1,46 @@
+# The pool of the process, for those who need no other.
+from mempool import settings as _settings
+
+cdef BufferPool _default_pool = None
+cdef object _default_lock = _allocate_lock()
+
+
+def default_pool():
+    """Return the pool that is used where none is named. Its limit comes from `configure` or ``MEMPOOL_LIMIT``; it cannot be replaced."""
+    global _default_pool
+    if _default_pool is None:
+        with _default_lock:
+            if _default_pool is None:
+                pool = BufferPool(lookup("limit"), name="default")
+                _settings._listeners.append(_follow_settings)
+                _default_pool = pool
+    return _default_pool
+
+
+def _follow_settings(parsed):
+    """`configure` was called. The limit comes first: it may be refused."""
+    if "limit" in parsed:
+        _default_pool.limit = parsed["limit"]
+    if "leak_detection" in parsed:
+        _default_pool.leak_detection = parsed["leak_detection"]
+
+
+def acquire(nbytes, *, bint zero=False, timeout=0):
+    """Lend memory from `default_pool()`. See `BufferPool.acquire`."""
+    cdef BufferPool pool = default_pool() if _default_pool is None else _default_pool
+    return pool.acquire(nbytes, zero=zero, timeout=timeout)
+
+
+def _rebuild_buffer(content):
+    """Unpickle: content that is a lease already stays where it is, other content moves into one of the default pool."""
+    cdef Py_buffer view
+    cdef Buffer buffer
+    if isinstance(content, Buffer):
+        return content
+    PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+    try:
+        buffer = (<BufferPool>default_pool())._acquire_now(view.len)
+        memcpy(buffer._block.data, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+    return buffer

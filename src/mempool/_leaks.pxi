@@ -1,0 +1,55 @@
+# Leak detection: where a lease was acquired, and the warning if nobody released it.
+import sys as _sys
+
+from mempool.settings import LEAK_MODES, lookup, parse_leak_mode, parse_limit
+
+cdef enum:
+    LEAKS_OFF = 0
+    LEAKS_SAMPLED = 1
+    LEAKS_FULL = 2
+    SAMPLE_EVERY = 128
+    STACK_DEPTH = 32
+
+
+cdef int leak_mode(object value) except -1:
+    """None: what `configure` or the environment says, else full under ``python -X dev``."""
+    if value is None:
+        value = lookup("leak_detection")
+    if value is None:
+        value = "full" if _sys.flags.dev_mode else "off"
+    return LEAK_MODES.index(parse_leak_mode(value))
+
+
+cdef tuple current_stack():
+    """The innermost Python frames as (file name, line, function), innermost first."""
+    cdef list stack = []
+    frame = _sys._getframe(0)
+    while frame is not None and len(stack) < STACK_DEPTH:
+        stack.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(stack)
+
+
+cdef int note_origin(Buffer buffer) except -1:
+    """Remember who acquires, in the mode of the pool."""
+    cdef BufferPool pool = buffer._pool
+    if pool._leaks == LEAKS_SAMPLED:
+        pool._draw += 1
+        if pool._draw % SAMPLE_EVERY:
+            return 0
+    origin = (<Py_ssize_t>buffer._block.requested, current_stack())
+    Py_INCREF(origin)
+    buffer._origin = <PyObject *>origin
+    return 0
+
+
+cdef int warn_of_leak(tuple origin, BufferPool pool) noexcept:
+    nbytes, stack = origin
+    try:
+        lines = [f'\n  File "{file}", line {line}, in {function}' for file, line, function in reversed(stack)]
+        text = f"Buffer of {nbytes} bytes from pool {pool.name!r} was never released; acquired at:{''.join(lines) or ' unknown'}"
+        file, line = (stack[0][0], stack[0][1]) if stack else ("<unknown>", 0)
+        PyErr_WarnExplicitObject(ResourceWarning, text, file, line, None, NULL)
+    except BaseException:
+        PyErr_WriteUnraisable(pool)
+    return 0

@@ -1,0 +1,109 @@
+# The C core as csrc/include/mempool.h declares it. Externs only.
+from libc.stdint cimport uint64_t
+
+cdef extern from "mempool.h" nogil:
+    ctypedef enum mp_status:
+        MP_OK
+        MP_ERR_LIMIT
+        MP_ERR_ACCOUNT
+        MP_ERR_NOMEM
+        MP_ERR_CLOSED
+        MP_ERR_INVALID
+
+    const size_t MP_NO_LIMIT
+    const uint64_t MP_NEVER
+
+    ctypedef struct mp_source:
+        pass
+
+    ctypedef struct mp_account:
+        pass
+
+    mp_status mp_account_create(mp_account *parent, size_t limit, const mp_source *source, mp_account **out)
+    void mp_account_release(mp_account *account)
+    mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **binding)
+    void mp_account_discharge(mp_account *account, size_t nbytes)
+    size_t mp_account_used(const mp_account *account)
+    size_t mp_account_peak(const mp_account *account)
+    size_t mp_account_limit(const mp_account *account)
+    mp_status mp_account_set_limit(mp_account *account, size_t limit)
+
+    ctypedef struct mp_pool:
+        pass
+
+    ctypedef struct mp_block:
+        void *data
+        size_t capacity
+        size_t requested
+
+    ctypedef enum mp_huge:
+        MP_HUGE_AUTO
+        MP_HUGE_ALWAYS
+        MP_HUGE_NEVER
+
+    ctypedef struct mp_pool_config:
+        size_t limit
+        size_t max_idle
+        uint64_t idle_timeout
+        size_t alignment
+        mp_huge huge
+        bint zero_on_release
+        mp_account *account
+        const mp_source *source
+
+    ctypedef enum mp_end:
+        MP_END_RELEASED
+        MP_END_DROPPED
+        MP_END_HANDED_OVER
+
+    ctypedef struct mp_shortage:
+        size_t in_use
+        size_t limit
+        mp_account *binding
+        bint hopeless
+
+    ctypedef struct mp_pool_stats:
+        size_t in_use
+        size_t requested
+        size_t retired
+        size_t idle
+        size_t reserved
+        size_t peak
+        size_t limit
+        uint64_t acquires
+        uint64_t live
+        uint64_t releases
+        uint64_t dropped
+        uint64_t handed_over
+        uint64_t hits
+        uint64_t misses
+        uint64_t waits
+        uint64_t exhausted
+
+    ctypedef struct mp_class_stats:
+        size_t size
+        uint64_t live
+        uint64_t idle
+        uint64_t acquires
+
+    mp_status mp_pool_create(const mp_pool_config *config, mp_pool **out)
+    void mp_pool_close(mp_pool *pool)
+    void mp_pool_destroy(mp_pool *pool)
+    mp_block *mp_pool_acquire_idle(mp_pool *pool, size_t nbytes)
+    mp_status mp_pool_acquire(mp_pool *pool, size_t nbytes, mp_block **out, mp_shortage *shortage)
+    void mp_block_zero(mp_block *block, size_t nbytes)
+    mp_status mp_pool_resize(mp_block *block, size_t nbytes)
+    bint mp_pool_release(mp_block *block, mp_end end)
+    void mp_pool_retire(mp_block *block, mp_end end)
+    bint mp_pool_return(mp_block *block)
+    void mp_pool_set_waiters(mp_pool *pool, bint waiting)
+    mp_status mp_pool_reserve(mp_pool *pool, size_t nbytes, size_t count, mp_shortage *shortage)
+    size_t mp_pool_trim(mp_pool *pool, size_t target)
+    mp_status mp_pool_set_limit(mp_pool *pool, size_t limit, size_t *lent)
+    void mp_pool_note_wait(mp_pool *pool)
+    void mp_pool_note_exhausted(mp_pool *pool)
+    size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity)
+    size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes)
+    size_t mp_huge_page_size()
+    unsigned mp_fork_generation()
+    bint mp_housekeeping_runs()

@@ -1,0 +1,206 @@
+# Who waits for memory: one queue for threads and tasks, in order of arrival.
+#
+# Only the head of the queue tries; whoever leaves wakes the next. A release wakes the head (csrc/pool.c tells that somebody waits). A thread
+# waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is kept for it, so
+# none is lost. No lock is held here: the queue is a deque, whose single operations are atomic.
+from _thread import allocate_lock as _allocate_lock
+from collections import deque as _deque
+from time import monotonic as _monotonic
+
+# A loop can be closed after a task of it was woken, which nobody is told; so those behind it look after it from time to time.
+cdef double LOOK_AFTER_HEAD = 0.5
+
+
+@cython.final
+cdef class _Waiter:
+    cdef object lock      # of a thread
+    cdef object loop      # of a task
+    cdef object future
+    cdef bint signalled
+
+    def signal(self):
+        """In the task's loop: let it look again."""
+        self.signalled = True
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    cdef bint wake(self) except -1:
+        """False if it can never run again."""
+        if self.lock is not None:
+            try:
+                self.lock.release()
+            except RuntimeError:
+                pass  # it was awake already, and will look once more before it sleeps
+            return True
+        try:
+            self.loop.call_soon_threadsafe(self.signal)
+        except RuntimeError:
+            return False
+        return True
+
+    cdef bint is_dead(self) except -1:
+        return self.loop is not None and self.loop.is_closed()
+
+
+cdef int wake(BufferPool pool) noexcept:
+    """Memory came back: let the head of the queue look."""
+    try:
+        wake_head(pool)
+    except BaseException:
+        PyErr_WriteUnraisable(pool)
+    return 0
+
+
+cdef int wake_head(BufferPool pool) except -1:
+    cdef _Waiter head
+    queue = pool._queue()
+    while queue:
+        try:
+            head = queue[0]
+        except IndexError:
+            return 0
+        if head.wake():
+            return 0
+        forget(queue, head)
+    return 0
+
+
+cdef int forget(object queue, _Waiter waiter) except -1:
+    try:
+        queue.remove(waiter)
+    except ValueError:
+        pass  # another thread did it
+    return 0
+
+
+cdef int enter_queue(BufferPool pool, _Waiter waiter) except -1:
+    pool._queue().append(waiter)
+    mp_pool_set_waiters(pool._c, True)
+    return 0
+
+
+cdef int leave_queue(BufferPool pool, _Waiter waiter) except -1:
+    queue = pool._queue()
+    forget(queue, waiter)
+    if not queue:
+        mp_pool_set_waiters(pool._c, False)
+    if queue:  # also if somebody came just before the flag fell
+        mp_pool_set_waiters(pool._c, True)
+        wake_head(pool)
+    return 0
+
+
+cdef bint is_head(BufferPool pool, _Waiter waiter) except -1:
+    cdef _Waiter head
+    queue = pool._queue()
+    while queue:
+        try:
+            head = queue[0]
+        except IndexError:
+            break
+        if head is waiter:
+            return True
+        if not head.is_dead():
+            return False
+        forget(queue, head)
+    return False
+
+
+cdef Buffer try_in_turn(BufferPool pool, _Waiter waiter, size_t size):
+    """A lease if it is this waiter's turn and there is memory; None: wait on."""
+    pool._check_open()
+    return pool._try_acquire(size) if is_head(pool, waiter) else None
+
+
+cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
+    cdef _Waiter waiter = _Waiter.__new__(_Waiter)
+    cdef double deadline = _monotonic() + timeout, left
+    cdef Buffer buffer
+    waiter.lock = _allocate_lock()
+    waiter.lock.acquire()
+    mp_pool_note_wait(pool._c)
+    try:
+        enter_queue(pool, waiter)
+        while True:
+            buffer = try_in_turn(pool, waiter, size)
+            if buffer is not None:
+                return buffer
+            left = deadline - _monotonic()
+            if left <= 0:
+                raise pool._exhausted(size)
+            waiter.lock.acquire(True, min(left, LOOK_AFTER_HEAD))
+    finally:
+        leave_queue(pool, waiter)
+
+
+async def _wait_in_task(BufferPool pool, size_t size, double timeout):
+    import asyncio
+
+    cdef _Waiter waiter = _Waiter.__new__(_Waiter)
+    cdef double deadline = _monotonic() + timeout, left
+    cdef Buffer buffer
+    waiter.loop = asyncio.get_running_loop()
+    mp_pool_note_wait(pool._c)
+    try:
+        enter_queue(pool, waiter)
+        while True:
+            waiter.signalled = False
+            buffer = try_in_turn(pool, waiter, size)
+            if buffer is not None:
+                return buffer
+            left = deadline - _monotonic()
+            if left <= 0:
+                raise pool._exhausted(size)
+            waiter.future = waiter.loop.create_future()
+            timer = waiter.loop.call_later(min(left, LOOK_AFTER_HEAD), waiter.signal)
+            try:
+                await waiter.future
+            finally:
+                timer.cancel()
+                waiter.future = None
+    finally:
+        leave_queue(pool, waiter)
+
+
+async def _acquire_in_task(BufferPool pool, size_t size, bint zero, double timeout):
+    cdef Buffer buffer = pool._first_try(size, timeout)
+    if buffer is None:
+        buffer = await _wait_in_task(pool, size, timeout)
+    return pool._ready_to_use(buffer, zero)
+
+
+@cython.final
+cdef class _AsyncLease:
+    """What `BufferPool.acquire_async` returns: awaitable, an asynchronous context manager, and good for `asyncio.create_task`."""
+
+    cdef object _start
+    cdef object _coroutine
+    cdef Buffer _buffer
+
+    def __init__(self, start):
+        self._start = start
+
+    cdef object _running(self):
+        if self._coroutine is None:
+            self._coroutine = self._start()
+        return self._coroutine
+
+    def __await__(self):
+        return self._running().__await__()
+
+    def send(self, value):
+        return self._running().send(value)
+
+    def throw(self, *error):
+        return self._running().throw(*error)
+
+    def close(self):
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    async def __aenter__(self):
+        self._buffer = await self._running()
+        return self._buffer
+
+    async def __aexit__(self, kind, error, traceback):
+        self._buffer.release()
