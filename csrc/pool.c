@@ -9,7 +9,7 @@
 #include "shard.h"
 #include "sizeclass.h"
 
-_Thread_local unsigned mp__shard_hint;
+_Thread_local unsigned mp__shard_hint MP_TLS_FAST;
 
 /* ---- life ---- */
 

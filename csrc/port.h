@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
+#include <stdint.h> /* also says which C library this is */
 
 #if defined(__GNUC__)
 #define MP_LIKELY(x) __builtin_expect(!!(x), 1)
@@ -17,6 +17,14 @@
 #define MP_LIKELY(x) (x)
 #define MP_UNLIKELY(x) (x)
 #define MP_NOINLINE
+#endif
+
+/* A thread-local word without a function call. glibc keeps room for a few such words in libraries that are loaded late; other C
+ * libraries do not promise that. */
+#if defined(__GLIBC__) && defined(__GNUC__)
+#define MP_TLS_FAST __attribute__((tls_model("initial-exec")))
+#else
+#define MP_TLS_FAST
 #endif
 
 #define MP_CACHE_LINE 64

@@ -7,7 +7,7 @@
 
 #include "types.h"
 
-extern _Thread_local unsigned mp__shard_hint;
+extern _Thread_local unsigned mp__shard_hint MP_TLS_FAST;
 
 /* The thread's shard of the class, locked. */
 static inline mp__shard *mp__shard_lock(mp__class *cls) {

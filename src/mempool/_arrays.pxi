@@ -15,7 +15,9 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_NewFromDescr(
         PyTypeObject *subtype, PyArray_Descr *descr, int nd, npy_intp *dims, npy_intp *strides, void *data, int flags, PyObject *obj
     )
-    int PyArray_SetBaseObject(PyObject *array, PyObject *base) except -1
+    ctypedef struct PyArrayObject:
+        pass
+    int PyArray_SetBaseObject(PyArrayObject *array, PyObject *base) except -1
     int PyArray_DescrConverter(object, PyArray_Descr **) except 0
     PyArray_Descr *PyArray_DescrFromType(int)
     PyTypeObject PyArray_Type
@@ -59,7 +61,7 @@ cdef object array_over(Buffer buffer, object dtype, object shape, object offset,
         raise
     array = PyArray_NewFromDescr(&PyArray_Type, descr, nd if nd >= 0 else 1, dims, NULL, data, flags, NULL)
     Py_INCREF(holder)
-    PyArray_SetBaseObject(<PyObject *>array, <PyObject *>holder)
+    PyArray_SetBaseObject(<PyArrayObject *><PyObject *>array, <PyObject *>holder)
     return array
 
 

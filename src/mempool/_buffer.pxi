@@ -24,29 +24,21 @@ cdef class _Holder:
     cdef mp_block *block
     cdef Py_ssize_t nbytes
     cdef BufferPool pool
+    cdef bint traced
 
     def __dealloc__(self):
-        cdef BufferPool pool = self.pool
-        if self.block is not NULL and give_back(self.block):
-            wake(pool)
+        if self.block is NULL:
+            return
+        if self.traced:
+            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>self.block.data)
+        if mp_pool_return(self.block):
+            wake(self.pool)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_view(self, view, flags)
 
     def __releasebuffer__(self, Py_buffer *view):
         pass
-
-
-cdef inline bint give_back(mp_block *block) noexcept:
-    """The last view of a retired block died; true if somebody waits for memory."""
-    PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
-    return mp_pool_return(block)
-
-
-cdef inline bint end_lease(mp_block *block, mp_end end) noexcept:
-    """Nothing sees the block any more; true if somebody waits for memory."""
-    PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
-    return mp_pool_release(block, end)
 
 
 cdef int fill_view(_Holder holder, Py_buffer *view, int flags) except -1:
@@ -89,9 +81,10 @@ cdef class Buffer:
     """
 
     cdef mp_block *_block       # NULL once released
-    cdef PyObject *_holder      # a _Holder once exported; owned
+    cdef _Holder _holder        # made on the first export
     cdef PyObject *_origin      # where it was acquired, under leak detection; owned
     cdef BufferPool _pool       # keeps the pool's C state alive as long as the block is ours
+    cdef bint _traced           # tracemalloc knows the block
     cdef bint _kept             # numpy.ndarray(buffer=b) may keep this very object
     cdef bint _ours             # an iterator of this package made it: dropping it is how it is meant to end
     cdef object __weakref__
@@ -103,8 +96,6 @@ cdef class Buffer:
         cdef bint dropped = False
         if self._block is not NULL:
             dropped = self._drop()
-        elif self._holder is not NULL:
-            Py_DECREF(<object>self._holder)
         if self._origin is not NULL:
             origin = <object>self._origin
             Py_DECREF(origin)
@@ -116,21 +107,25 @@ cdef class Buffer:
         cdef mp_block *block = self._block
         cdef bint dropped = not self._kept and not self._ours
         self._block = NULL
-        if self._holder is not NULL and Py_REFCNT(<object>self._holder) > 1:
-            mp_pool_retire(block, MP_END_HANDED_OVER)
-            Py_DECREF(<object>self._holder)
-            return False
-        if self._holder is not NULL:
+        if self._holder is not None:
+            if Py_REFCNT(self._holder) > 1:
+                mp_pool_retire(block, MP_END_HANDED_OVER)
+                return False
             self._forget_holder()
-        if end_lease(block, MP_END_DROPPED if dropped else MP_END_HANDED_OVER):
+        if self._finish(block, MP_END_DROPPED if dropped else MP_END_HANDED_OVER):
             wake(self._pool)
         return dropped
 
+    cdef inline bint _finish(self, mp_block *block, mp_end end) noexcept:
+        """Nothing sees the block any more; true if somebody waits for memory."""
+        if self._traced:
+            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+        return mp_pool_release(block, end)
+
     cdef void _forget_holder(self) noexcept:
         """Nobody but this buffer has the holder: it dies without giving the block back."""
-        (<_Holder>self._holder).block = NULL
-        Py_DECREF(<object>self._holder)
-        self._holder = NULL
+        self._holder.block = NULL
+        self._holder = None
 
     cdef bint _end(self) noexcept:
         """Release; true if somebody waits for memory."""
@@ -138,16 +133,14 @@ cdef class Buffer:
         if block is NULL:
             return False
         self._block = NULL
-        if self._holder is NULL:
-            return end_lease(block, MP_END_RELEASED)
-        if not self._kept and Py_REFCNT(<object>self._holder) == 1:
+        if self._holder is None:
+            return self._finish(block, MP_END_RELEASED)
+        if not self._kept and Py_REFCNT(self._holder) == 1:
             self._forget_holder()
-            return end_lease(block, MP_END_RELEASED)
+            return self._finish(block, MP_END_RELEASED)
         mp_pool_retire(block, MP_END_RELEASED)
         if not self._kept:
-            holder = <object>self._holder
-            Py_DECREF(holder)
-            self._holder = NULL
+            self._holder = None
         return False
 
     cdef mp_block *_lent(self) except NULL:
@@ -155,17 +148,17 @@ cdef class Buffer:
             raise ValueError("buffer is released")
         return self._block
 
-    cdef object _hold(self):
+    cdef _Holder _hold(self):
         """The holder, made on the first export."""
         cdef _Holder holder
-        if self._holder is NULL:
+        if self._holder is None:
             holder = _Holder.__new__(_Holder)
-            holder.block = self._lent()
-            holder.nbytes = holder.block.requested
+            holder.nbytes = self._lent().requested
+            holder.block = self._block
             holder.pool = self._pool
-            Py_INCREF(holder)
-            self._holder = <PyObject *>holder
-        return <object>self._holder
+            holder.traced = self._traced
+            self._holder = holder
+        return self._holder
 
     def release(self):
         """Give the memory back; if something still views it, as soon as nothing does. Never fails; twice is as good as once."""
@@ -277,11 +270,11 @@ cdef class Buffer:
         with cython.critical_section(self):
             if size > self._lent().capacity:
                 raise ValueError(f"cannot resize to {size} bytes: the capacity is {self._block.capacity}")
-            if self._kept or (self._holder is not NULL and Py_REFCNT(<object>self._holder) > 1):
+            if self._kept or (self._holder is not None and Py_REFCNT(self._holder) > 1):
                 raise BufferError("cannot resize while a view of the buffer is alive")
             mp_pool_resize(self._block, size)
-            if self._holder is not NULL:
-                (<_Holder>self._holder).nbytes = size
+            if self._holder is not None:
+                self._holder.nbytes = size
 
     def readonly(self):
         """Return a read-only memoryview, without a copy."""

@@ -4,6 +4,7 @@
 cdef object _pool_number = iter(range(1, 1 << 62))
 
 
+@cython.no_gc_clear
 cdef class BufferPool:
     """Lends native memory and takes it back for the next lease.
 
@@ -154,7 +155,7 @@ cdef class BufferPool:
                 block = mp_pool_acquire_idle(self._c, size)
                 if block is not NULL:
                     buffer._block = block
-                    PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity)
+                    buffer._traced = PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0
                     if zero or self._leaks:
                         self._finish(buffer, zero)
                     return buffer
@@ -230,7 +231,8 @@ cdef class BufferPool:
         return PoolExhausted(text, size, lent, stats.limit)
 
     cdef Buffer _ready_to_use(self, Buffer buffer, bint zero):
-        PyTraceMalloc_Track(DOMAIN, <uintptr_t>buffer._block.data, buffer._block.capacity)
+        cdef mp_block *block = buffer._block
+        buffer._traced = PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0
         self._finish(buffer, zero)
         return buffer
 
