@@ -41,6 +41,25 @@ cdef class _Holder:
         pass
 
 
+cdef enum:
+    TRACED = 1   # tracemalloc knows the block
+    KEPT = 2     # numpy.ndarray(buffer=b) may keep this very object
+    OURS = 4     # made by this package for its own use: dropping it is how it is meant to end
+    WATCHED = 8  # leak detection noted where it was acquired
+
+
+cdef inline bint is_shared(PyObject *holder) noexcept:
+    """A view has the holder too. Takes a pointer, as an argument of a Python type might be counted."""
+    return holder is not <PyObject *>None and refcount(holder) > 1
+
+
+cdef inline bint finish(mp_block *block, mp_end end, unsigned int flags) noexcept:
+    """Nothing sees the block any more; true if somebody waits for memory."""
+    if flags & TRACED:
+        PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+    return mp_pool_release(block, end)
+
+
 cdef int fill_view(_Holder holder, Py_buffer *view, int flags) except -1:
     if holder.block is NULL:
         view.obj = None
@@ -82,50 +101,13 @@ cdef class Buffer:
 
     cdef mp_block *_block       # NULL once released
     cdef _Holder _holder        # made on the first export
-    cdef PyObject *_origin      # where it was acquired, under leak detection; owned
+    cdef PyObject *_origin      # with WATCHED: where it was acquired; owned
     cdef BufferPool _pool       # keeps the pool's C state alive as long as the block is ours
-    cdef bint _traced           # tracemalloc knows the block
-    cdef bint _kept             # numpy.ndarray(buffer=b) may keep this very object
-    cdef bint _ours             # an iterator of this package made it: dropping it is how it is meant to end
+    cdef unsigned int _flags    # zero for a plain lease
     cdef object __weakref__
 
     def __init__(self):
         raise TypeError("a Buffer is made by BufferPool.acquire()")
-
-    def __dealloc__(self):
-        cdef bint dropped = False
-        if self._block is not NULL:
-            dropped = self._drop()
-        if self._origin is not NULL:
-            origin = <object>self._origin
-            Py_DECREF(origin)
-            if dropped:
-                warn_of_leak(origin, self._pool)
-
-    cdef bint _drop(self) noexcept:
-        """The lease ends because the buffer died; true if nobody meant that."""
-        cdef mp_block *block = self._block
-        cdef bint dropped = not self._kept and not self._ours
-        self._block = NULL
-        if self._holder is not None:
-            if Py_REFCNT(self._holder) > 1:
-                mp_pool_retire(block, MP_END_HANDED_OVER)
-                return False
-            self._forget_holder()
-        if self._finish(block, MP_END_DROPPED if dropped else MP_END_HANDED_OVER):
-            wake(self._pool)
-        return dropped
-
-    cdef inline bint _finish(self, mp_block *block, mp_end end) noexcept:
-        """Nothing sees the block any more; true if somebody waits for memory."""
-        if self._traced:
-            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
-        return mp_pool_release(block, end)
-
-    cdef void _forget_holder(self) noexcept:
-        """Nobody but this buffer has the holder: it dies without giving the block back."""
-        self._holder.block = NULL
-        self._holder = None
 
     cdef bint _end(self) noexcept:
         """Release; true if somebody waits for memory."""
@@ -133,15 +115,23 @@ cdef class Buffer:
         if block is NULL:
             return False
         self._block = NULL
+        if self._flags & WATCHED:
+            self._forget_origin()
         if self._holder is None:
-            return self._finish(block, MP_END_RELEASED)
-        if not self._kept and Py_REFCNT(self._holder) == 1:
-            self._forget_holder()
-            return self._finish(block, MP_END_RELEASED)
+            return finish(block, MP_END_RELEASED, self._flags)
+        if not self._flags & KEPT and not is_shared(<PyObject *>self._holder):
+            self._holder.block = NULL  # nobody else has the holder: it dies without giving the block back
+            self._holder = None
+            return finish(block, MP_END_RELEASED, self._flags)
         mp_pool_retire(block, MP_END_RELEASED)
-        if not self._kept:
+        if not self._flags & KEPT:
             self._holder = None
         return False
+
+    cdef void _forget_origin(self) noexcept:
+        Py_XDECREF(self._origin)
+        self._origin = NULL
+        self._flags &= ~<unsigned int>WATCHED
 
     cdef mp_block *_lent(self) except NULL:
         if self._block is NULL:
@@ -156,7 +146,7 @@ cdef class Buffer:
             holder.nbytes = self._lent().requested
             holder.block = self._block
             holder.pool = self._pool
-            holder.traced = self._traced
+            holder.traced = (self._flags & TRACED) != 0
             self._holder = holder
         return self._holder
 
@@ -186,7 +176,7 @@ cdef class Buffer:
                 raise ValueError("buffer is released")
             holder = self._hold()
             if flags == ASKED_BY_NDARRAY:
-                self._kept = True
+                self._flags |= KEPT
         fill_view(holder, view, flags)
 
     def __releasebuffer__(self, Py_buffer *view):
@@ -270,7 +260,7 @@ cdef class Buffer:
         with cython.critical_section(self):
             if size > self._lent().capacity:
                 raise ValueError(f"cannot resize to {size} bytes: the capacity is {self._block.capacity}")
-            if self._kept or (self._holder is not None and Py_REFCNT(self._holder) > 1):
+            if self._flags & KEPT or is_shared(<PyObject *>self._holder):
                 raise BufferError("cannot resize while a view of the buffer is alive")
             mp_pool_resize(self._block, size)
             if self._holder is not None:
@@ -343,6 +333,59 @@ cdef class Buffer:
         if self._block is NULL:
             return f"<mempool.Buffer, released, of pool {self._pool.name!r}>"
         return f"<mempool.Buffer of {self._block.requested} bytes at {<uintptr_t>self._block.data:#x}, of pool {self._pool.name!r}>"
+
+
+# ---- the death of a buffer ----
+#
+# Cython would call the callbacks of weak references before `__dealloc__`, and no Python shall run before the memory is back. So the type gets a
+# tp_dealloc that ends the lease first. It also saves what `__dealloc__` costs each lease: putting the current exception aside.
+
+cdef destructor cython_dealloc = (<PyTypeObject *>Buffer).tp_dealloc
+(<PyTypeObject *>Buffer).tp_dealloc = <destructor>dealloc_buffer
+
+
+cdef void dealloc_buffer(PyObject *dying) noexcept:
+    # `<Buffer>dying` borrows: nobody may take a reference to an object that has none left.
+    cdef mp_block *block = (<Buffer>dying)._block
+    if block is not NULL:
+        if (<Buffer>dying)._flags == 0 and (<Buffer>dying)._holder is None:
+            if mp_pool_release(block, MP_END_DROPPED):
+                PyObject_GC_UnTrack(dying)
+                run_aside((<Buffer>dying)._pool, True, NULL)
+        else:
+            PyObject_GC_UnTrack(dying)
+            drop(dying, block)
+    cython_dealloc(dying)
+
+
+cdef void drop(PyObject *dying, mp_block *block) noexcept:
+    """The end of a lease that has a view, or of which somebody wants to know."""
+    cdef unsigned int flags = (<Buffer>dying)._flags
+    cdef bint meant = (flags & (KEPT | OURS)) != 0, waited = False
+    if is_shared(<PyObject *>(<Buffer>dying)._holder):
+        mp_pool_retire(block, MP_END_HANDED_OVER)
+        meant = True
+    else:
+        if (<Buffer>dying)._holder is not None:
+            (<Buffer>dying)._holder.block = NULL
+        waited = finish(block, MP_END_HANDED_OVER if meant else MP_END_DROPPED, flags)
+    run_aside((<Buffer>dying)._pool, waited, NULL if meant else (<Buffer>dying)._origin)
+    Py_XDECREF((<Buffer>dying)._origin)
+
+
+cdef void run_aside(BufferPool pool, bint waited, PyObject *origin) noexcept:
+    """Run what a dying buffer has to say, with the exception that is on its way put aside."""
+    cdef PyObject *kind
+    cdef PyObject *error
+    cdef PyObject *traceback
+    if not waited and origin is NULL:
+        return
+    PyErr_Fetch(&kind, &error, &traceback)
+    if waited:
+        wake(pool)
+    if origin is not NULL:
+        warn_of_leak(<tuple>origin, pool)
+    PyErr_Restore(kind, error, traceback)
 
 
 cdef unsigned char to_byte(object value) except? 255:

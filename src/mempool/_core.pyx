@@ -18,12 +18,12 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_Clear, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_Clear, PyErr_Fetch, PyErr_Restore, PyErr_WriteUnraisable
 from cpython.long cimport PyLong_CheckExact
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.number cimport PyIndex_Check
-from cpython.object cimport Py_EQ, Py_NE, PyTypeObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT, PyObject
+from cpython.object cimport Py_EQ, Py_NE, PyTypeObject, destructor
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -41,6 +41,8 @@ cdef extern from "Python.h":
     ) except -1
     object PyPickleBuffer_FromObject(object)
     bint Py_IsInitialized() nogil
+    void PyObject_GC_UnTrack(PyObject *)
+    Py_ssize_t refcount "Py_REFCNT"(PyObject *)
     # -1 with an exception set for what does not fit; the caller looks.
     Py_ssize_t as_ssize "PyLong_AsSsize_t"(object) noexcept
 

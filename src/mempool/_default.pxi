@@ -2,23 +2,21 @@
 from mempool import settings as _settings
 
 cdef BufferPool _default_pool = None
-cdef object _default_lock = _allocate_lock()
+cdef dict _only_one = {}  # setdefault is atomic: of two threads that make the pool one wins, without a lock
 
 
 def default_pool():
     """Return the pool that is used where none is named. Its limit comes from `configure` or ``MEMPOOL_LIMIT``; it cannot be replaced."""
     global _default_pool
     if _default_pool is None:
-        with _default_lock:
-            if _default_pool is None:
-                pool = BufferPool(lookup("limit"), name="default")
-                _settings._listeners.append(_follow_settings)
-                _default_pool = pool
+        _default_pool = _only_one.setdefault("pool", BufferPool(lookup("limit"), name="default"))
     return _default_pool
 
 
 def _follow_settings(parsed):
     """`configure` was called. The limit comes first: it may be refused."""
+    if _default_pool is None:
+        return
     if "limit" in parsed:
         _default_pool.limit = parsed["limit"]
     if "leak_detection" in parsed:
@@ -44,3 +42,6 @@ def _rebuild_buffer(content):
     finally:
         PyBuffer_Release(&view)
     return buffer
+
+
+_settings._listeners.append(_follow_settings)

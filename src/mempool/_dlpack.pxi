@@ -1,11 +1,6 @@
 # DLPack, version 1.x and the unversioned capsule before it. The structures are those of the specification.
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 
-cdef extern from "Python.h":
-    ctypedef int PyGILState_STATE
-    PyGILState_STATE PyGILState_Ensure() nogil
-    void PyGILState_Release(PyGILState_STATE) nogil
-
 cdef enum:
     DL_CPU = 1
     DL_UINT = 1
@@ -59,12 +54,9 @@ ctypedef struct Unversioned:
 
 cdef void drop_holder(void *holder) noexcept nogil:
     """A consumer is done, in any thread. After the interpreter is gone the OS takes the memory."""
-    cdef PyGILState_STATE state
     if Py_IsInitialized():
-        state = PyGILState_Ensure()
         with gil:
             Py_DECREF(<object>holder)
-        PyGILState_Release(state)
 
 
 cdef void delete_versioned(DLManagedTensorVersioned *managed) noexcept nogil:
@@ -164,6 +156,6 @@ cdef Buffer copy_of(Buffer buffer):
     with cython.critical_section(buffer):
         holder = buffer._hold()
     copy = buffer._pool._acquire_now(holder.nbytes)
-    copy._ours = True
+    copy._flags |= OURS
     memcpy(copy._block.data, holder.block.data, holder.nbytes)
     return copy

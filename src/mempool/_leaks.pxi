@@ -40,6 +40,7 @@ cdef int note_origin(Buffer buffer) except -1:
     origin = (<Py_ssize_t>buffer._block.requested, current_stack())
     Py_INCREF(origin)
     buffer._origin = <PyObject *>origin
+    buffer._flags |= WATCHED
     return 0
 
 

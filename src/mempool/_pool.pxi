@@ -155,7 +155,8 @@ cdef class BufferPool:
                 block = mp_pool_acquire_idle(self._c, size)
                 if block is not NULL:
                     buffer._block = block
-                    buffer._traced = PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0
+                    if PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0:
+                        buffer._flags = TRACED
                     if zero or self._leaks:
                         self._finish(buffer, zero)
                     return buffer
@@ -232,7 +233,8 @@ cdef class BufferPool:
 
     cdef Buffer _ready_to_use(self, Buffer buffer, bint zero):
         cdef mp_block *block = buffer._block
-        buffer._traced = PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0
+        if PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0:
+            buffer._flags |= TRACED
         self._finish(buffer, zero)
         return buffer
 
