@@ -15,37 +15,12 @@ cdef int ASKED_BY_NDARRAY = 0x99
 cdef char *BYTES_FORMAT = "B"
 
 
-@cython.final
-@cython.freelist(64)
-@cython.no_gc_clear
-cdef class _Holder:
-    """What views of a buffer keep alive. Its death gives the block back."""
-
-    cdef mp_block *block
-    cdef Py_ssize_t nbytes
-    cdef BufferPool pool
-    cdef bint traced
-
-    def __dealloc__(self):
-        if self.block is NULL:
-            return
-        if self.traced:
-            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>self.block.data)
-        if mp_pool_return(self.block):
-            wake(self.pool)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        fill_view(self, view, flags)
-
-    def __releasebuffer__(self, Py_buffer *view):
-        pass
-
-
 cdef enum:
     TRACED = 1   # tracemalloc knows the block
     KEPT = 2     # numpy.ndarray(buffer=b) may keep this very object
     OURS = 4     # made by this package for its own use: dropping it is how it is meant to end
     WATCHED = 8  # leak detection noted where it was acquired
+    LONG_END = 16  # it is cleared at the end, which takes so long that the GIL should go
 
 
 cdef inline bint is_shared(PyObject *holder) noexcept:
@@ -57,7 +32,46 @@ cdef inline bint finish(mp_block *block, mp_end end, unsigned int flags) noexcep
     """Nothing sees the block any more; true if somebody waits for memory."""
     if flags & TRACED:
         PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+    cdef bint waited
+    if flags & LONG_END:
+        with nogil:
+            waited = mp_pool_release(block, end)
+        return waited
     return mp_pool_release(block, end)
+
+
+cdef inline bint finish_retired(mp_block *block, unsigned int flags) noexcept:
+    """The last view of a retired block died."""
+    cdef bint waited
+    if flags & TRACED:
+        PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
+    if flags & LONG_END:
+        with nogil:
+            waited = mp_pool_return(block)
+        return waited
+    return mp_pool_return(block)
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc_clear
+cdef class _Holder:
+    """What views of a buffer keep alive. Its death gives the block back."""
+
+    cdef mp_block *block
+    cdef Py_ssize_t nbytes
+    cdef BufferPool pool
+    cdef unsigned int flags
+
+    def __dealloc__(self):
+        if self.block is not NULL and finish_retired(self.block, self.flags):
+            wake(self.pool)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        fill_view(self, view, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        pass
 
 
 cdef int fill_view(_Holder holder, Py_buffer *view, int flags) except -1:
@@ -146,7 +160,7 @@ cdef class Buffer:
             holder.nbytes = self._lent().requested
             holder.block = self._block
             holder.pool = self._pool
-            holder.traced = (self._flags & TRACED) != 0
+            holder.flags = self._flags
             self._holder = holder
         return self._holder
 

@@ -52,6 +52,8 @@ cdef class BufferPool:
 
     cdef mp_pool *_c
     cdef int _leaks
+    cdef bint _zeroes
+    cdef bint _plain  # neither: the hot path has nothing more to do
     cdef unsigned int _draw
     cdef bint _closed
     cdef unsigned int _generation  # of the fork that the queue belongs to
@@ -77,9 +79,9 @@ cdef class BufferPool:
         config.idle_timeout = timeout_to_ns(idle_timeout)
         config.alignment = check_alignment(alignment)
         config.huge = huge_mode(huge_pages)
-        config.zero_on_release = check_bool(zero_on_release, "zero_on_release")
+        config.zero_on_release = self._zeroes = check_bool(zero_on_release, "zero_on_release")
         config.source = NULL
-        self._leaks = leak_mode(leak_detection)
+        self._set_leaks(leak_mode(leak_detection))
         self.name = name if name is not None else f"pool-{next(_pool_number)}"
         self._waiters = _deque()
         self._generation = mp_fork_generation()
@@ -93,6 +95,10 @@ cdef class BufferPool:
     def __dealloc__(self):
         if self._c is not NULL:
             mp_pool_destroy(self._c)
+
+    cdef void _set_leaks(self, int mode) noexcept:
+        self._leaks = mode
+        self._plain = mode == LEAKS_OFF and not self._zeroes
 
     cdef int _check_open(self) except -1:
         if self._c is NULL:
@@ -157,7 +163,7 @@ cdef class BufferPool:
                     buffer._block = block
                     if PyTraceMalloc_Track(DOMAIN, <uintptr_t>block.data, block.capacity) == 0:
                         buffer._flags = TRACED
-                    if zero or self._leaks:
+                    if zero or not self._plain:
                         self._finish(buffer, zero)
                     return buffer
             else:
@@ -245,6 +251,8 @@ cdef class BufferPool:
                 mp_block_zero(block, block.requested)
         elif zero:
             mp_block_zero(block, block.requested)
+        if self._zeroes and block.capacity > LONG_WORK:
+            buffer._flags |= LONG_END
         if self._leaks:
             note_origin(buffer)
         return 0
@@ -333,7 +341,7 @@ cdef class BufferPool:
 
     @leak_detection.setter
     def leak_detection(self, value):
-        self._leaks = leak_mode(value)
+        self._set_leaks(leak_mode(value))
 
     @property
     def closed(self):

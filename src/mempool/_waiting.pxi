@@ -3,12 +3,12 @@
 # Only the head of the queue tries; whoever leaves wakes the next. A release wakes the head (csrc/pool.c tells that somebody waits). A thread
 # waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is kept for it, so
 # none is lost. No lock is held here: the queue is a deque, whose single operations are atomic.
-from _thread import allocate_lock as _allocate_lock
+from _thread import TIMEOUT_MAX as _TIMEOUT_MAX, allocate_lock as _allocate_lock
 from _collections import deque as _deque  # `collections` is a fifth of the time that importing this package takes
 from time import monotonic as _monotonic
 
-# A loop can be closed after a task of it was woken, which nobody is told; so those behind it look after it from time to time.
-cdef double LOOK_AFTER_HEAD = 0.5
+# A loop can be closed after a task of it was woken, which nobody is told; so those behind a task look after it from time to time.
+cdef double LOOK_AHEAD = 0.25
 
 
 @cython.final
@@ -112,6 +112,17 @@ cdef Buffer try_in_turn(BufferPool pool, _Waiter waiter, size_t size):
     return pool._try_acquire(size) if is_head(pool, waiter) else None
 
 
+cdef double patience(BufferPool pool, _Waiter waiter, double left) except -1:
+    """How long to sleep before looking again, if nobody wakes us."""
+    cdef _Waiter ahead
+    for ahead in list(pool._queue()):
+        if ahead is waiter:
+            break
+        if ahead.loop is not None:
+            return min(left, LOOK_AHEAD)
+    return min(left, _TIMEOUT_MAX)
+
+
 cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
     cdef _Waiter waiter = _Waiter.__new__(_Waiter)
     cdef double deadline = _monotonic() + timeout, left
@@ -128,7 +139,7 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
             left = deadline - _monotonic()
             if left <= 0:
                 raise pool._exhausted(size)
-            waiter.lock.acquire(True, min(left, LOOK_AFTER_HEAD))
+            waiter.lock.acquire(True, patience(pool, waiter, left))
     finally:
         leave_queue(pool, waiter)
 
@@ -152,7 +163,7 @@ async def _wait_in_task(BufferPool pool, size_t size, double timeout):
             if left <= 0:
                 raise pool._exhausted(size)
             waiter.future = waiter.loop.create_future()
-            timer = waiter.loop.call_later(min(left, LOOK_AFTER_HEAD), waiter.signal)
+            timer = waiter.loop.call_later(patience(pool, waiter, left), waiter.signal)
             try:
                 await waiter.future
             finally:
