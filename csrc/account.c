@@ -58,7 +58,7 @@ static void discharge_up_to(mp_account *account, const mp_account *end, size_t n
     }
 }
 
-static void raise_peaks(mp_account *account) {
+void mp__account_note_peak(mp_account *account) {
     for (; account != NULL; account = account->parent) {
         size_t used = atomic_load(&account->used), peak = atomic_load(&account->peak);
         while (peak < used && !atomic_compare_exchange_weak(&account->peak, &peak, used)) continue;
@@ -72,18 +72,24 @@ mp_status mp__account_try_charge(mp_account *account, size_t nbytes, mp_account 
         if (binding != NULL) *binding = at;
         return MP_ERR_ACCOUNT;
     }
-    raise_peaks(account);
     return MP_OK;
 }
 
+bool mp__account_relieve(mp_account *binding, size_t nbytes) {
+    size_t used = atomic_load(&binding->used), limit = atomic_load(&binding->limit), after;
+    if (nbytes > limit || !mp__add(used, nbytes, &after)) return false;
+    if (after <= limit) return true; /* somebody else made room */
+    return mp__registry_reclaim(binding, after - limit) > 0;
+}
+
 mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **binding) {
-    for (;;) {
-        mp_account *full = NULL;
-        if (mp__account_try_charge(account, nbytes, &full) == MP_OK) return MP_OK;
+    mp_account *full = NULL;
+    while (mp__account_try_charge(account, nbytes, &full) != MP_OK) {
         if (binding != NULL) *binding = full;
-        if (nbytes > atomic_load(&full->limit)) return MP_ERR_ACCOUNT; /* nothing that comes back could help */
-        if (mp__registry_reclaim(full, nbytes) == 0) return MP_ERR_ACCOUNT;
+        if (!mp__account_relieve(full, nbytes)) return MP_ERR_ACCOUNT;
     }
+    mp__account_note_peak(account);
+    return MP_OK;
 }
 
 void mp_account_discharge(mp_account *account, size_t nbytes) { discharge_up_to(account, NULL, nbytes); }

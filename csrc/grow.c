@@ -73,13 +73,17 @@ static mp_status make_room(mp_pool *pool, size_t needed, size_t nbytes, const mp
     return room_of(pool) >= needed ? MP_OK : MP_ERR_LIMIT;
 }
 
+static void book_taken(mp_pool *pool, size_t taken) {
+    pool->reserved += taken;
+    if (pool->peak < pool->reserved) pool->peak = pool->reserved;
+    mp__account_note_peak(pool->config.account);
+}
+
 /* Takes up to `count` blocks; charges first, so that nothing is mapped that an account forbids. */
 static mp_status take(mp__class *cls, size_t *count, mp__block **out, mp_account **binding) {
-    mp_pool *pool = cls->pool;
-    mp_account *account = pool->config.account;
-    mp_status status = MP_OK;
+    mp_account *account = cls->pool->config.account;
     size_t charged = *count;
-    if (account != NULL) status = mp__account_try_charge(account, charged * cls->size, binding);
+    mp_status status = mp__account_try_charge(account, charged * cls->size, binding);
     if (status != MP_OK && charged > 1) {
         charged = *count = 1;
         status = mp__account_try_charge(account, cls->size, binding);
@@ -87,9 +91,8 @@ static mp_status take(mp__class *cls, size_t *count, mp__block **out, mp_account
     if (status != MP_OK) return status;
     status = mp__chunk_take(cls, count, out);
     size_t taken = status == MP_OK ? *count : 0;
-    if (account != NULL && charged > taken) mp_account_discharge(account, (charged - taken) * cls->size);
-    pool->reserved += taken * cls->size;
-    if (pool->peak < pool->reserved) pool->peak = pool->reserved;
+    if (charged > taken && account != NULL) mp_account_discharge(account, (charged - taken) * cls->size);
+    if (status == MP_OK) book_taken(cls->pool, taken * cls->size);
     return status;
 }
 
@@ -150,13 +153,10 @@ static mp_status grow_locked(mp_pool *pool, size_t nbytes, mp__block **out, mp_s
 
 /* What other pools can do about a failure; the caller holds no lock. */
 static bool relieved(mp_status status, const mp_shortage *shortage, size_t needed, bool *tried) {
-    if (status == MP_ERR_ACCOUNT) {
-        if (needed > mp_account_limit(shortage->binding)) return false;
-        return mp__registry_reclaim(shortage->binding, needed) > 0;
-    }
+    if (status == MP_ERR_ACCOUNT) return mp__account_relieve(shortage->binding, needed);
     if (status != MP_ERR_NOMEM || *tried) return false;
     *tried = true;
-    return mp__registry_reclaim(NULL, MP_NO_LIMIT) > 0;
+    return mp__registry_reclaim_all() > 0;
 }
 
 mp_status mp__pool_grow(mp_pool *pool, size_t nbytes, mp_block **out, mp_shortage *shortage) {
@@ -194,50 +194,90 @@ static void prefault(mp__class *cls, mp__block *list) {
     for (; list != NULL; list = list->next) mp__os_prefault(list->lease.data, cls->size);
 }
 
-/* Fills the class up to `count` idle blocks; what was taken before a failure is in the lists, and `taken` says how many bytes. */
-static mp_status fill(mp__class *cls, size_t count, size_t *taken, mp_shortage *shortage) {
-    mp_pool *pool = cls->pool;
-    size_t have = count_idle_blocks(cls), needed;
-    mp__block *list, *found;
-    if (have >= count) return MP_OK;
-    if (!mp__mul(count - have, cls->size, &needed)) return MP_ERR_NOMEM;
-    mp_status status = make_room(pool, needed, 0, cls, &found);
-    while (status == MP_OK && have < count) {
-        size_t batch = mp__chunk_batch(cls, room_of(pool));
-        status = take(cls, &batch, &list, &shortage->binding);
+/* What the OS would refuse as a whole it must not grant bit by bit until it kills. */
+static mp_status ask_for_all(const mp_source *source, size_t nbytes) {
+    void *ptr;
+    size_t page = mp__os_page_size(), rounded;
+    if (nbytes > MP__MAX_SIZE || !mp__align_up(nbytes, page, &rounded)) return MP_ERR_NOMEM;
+    if (source->map(source->context, rounded, page, false, &ptr) != MP_OK) return MP_ERR_NOMEM;
+    return source->unmap(source->context, ptr, rounded);
+}
+
+/* Up to `*count` new blocks, for which there is room and charge; says how many. */
+static mp_status take_many(mp__class *cls, size_t *count, mp__block **out) {
+    mp_status status = ask_for_all(cls->pool->config.source, *count * cls->size);
+    size_t taken = 0;
+    *out = NULL;
+    while (status == MP_OK && taken < *count) {
+        mp__block *list, *last;
+        size_t batch = *count - taken;
+        status = mp__chunk_take(cls, &batch, &list);
         if (status != MP_OK) break;
-        prefault(cls, list);
-        push_spare(cls, list, batch);
-        *taken += batch * cls->size;
-        have += batch;
+        for (last = list; last->next != NULL;) last = last->next;
+        last->next = *out;
+        *out = list;
+        taken += batch;
     }
+    *count = taken;
     return status;
 }
 
-static mp_status reserve_locked(mp_pool *pool, size_t nbytes, size_t count, mp_shortage *shortage) {
+/* Only part of what was charged came. It goes back, but for small blocks whose chunk is in use: those stay, idle. */
+static void undo_take(mp__class *cls, mp__block *list, size_t taken, size_t charged) {
+    mp_pool *pool = cls->pool;
+    size_t kept = taken > 0 ? taken - mp__class_untake(cls, list) : 0;
+    if (pool->config.account != NULL) mp_account_discharge(pool->config.account, charged - kept);
+    if (kept == 0) return;
+    book_taken(pool, kept);
+    mp__pool_has_idle(pool);
+    if (mp__pool_flags(pool) & MP__MAX_IDLE) atomic_fetch_add_explicit(&pool->idle_bytes, kept, memory_order_relaxed);
+}
+
+/* Fills the class up to `count` idle blocks, or changes nothing. */
+static mp_status fill(mp__class *cls, size_t count, size_t *needed, mp_shortage *shortage) {
+    mp_pool *pool = cls->pool;
+    size_t have = count_idle_blocks(cls);
+    mp__block *list, *found;
+    if (have >= count) return MP_OK;
+    if (!mp__mul(count - have, cls->size, needed)) return MP_ERR_NOMEM;
+    mp_status status = make_room(pool, *needed, 0, cls, &found);
+    shortage->hopeless = status == MP_ERR_LIMIT;
+    if (status == MP_OK) status = mp__account_try_charge(pool->config.account, *needed, &shortage->binding);
+    if (status != MP_OK) return status;
+    size_t taken = count - have;
+    status = take_many(cls, &taken, &list);
+    if (status != MP_OK) {
+        undo_take(cls, list, taken * cls->size, *needed);
+        return status;
+    }
+    prefault(cls, list);
+    book_taken(pool, *needed);
+    push_spare(cls, list, count - have);
+    return MP_OK;
+}
+
+static mp_status reserve_locked(mp_pool *pool, size_t nbytes, size_t count, size_t *needed, mp_shortage *shortage) {
     mp__class *cls;
-    size_t taken = 0;
     if (mp__pool_flags(pool) & MP__CLOSED) return MP_ERR_CLOSED;
     mp_status status = make_class(pool, mp__class_of(nbytes), &cls);
-    if (status == MP_OK) status = fill(cls, count, &taken, shortage);
-    if (status != MP_OK && taken > 0) (void)mp__pool_give_back(pool, taken, NULL);
-    return status;
+    return status == MP_OK ? fill(cls, count, needed, shortage) : status;
 }
 
 mp_status mp_pool_reserve(mp_pool *pool, size_t nbytes, size_t count, mp_shortage *shortage) {
     mp_shortage unused;
     bool tried = false;
+    size_t needed = 0;
     mp_status status;
     if (shortage == NULL) shortage = &unused;
     if (nbytes > MP__MAX_SIZE) return MP_ERR_NOMEM;
     do {
         *shortage = (mp_shortage){0};
         mp__mutex_lock(&pool->lock);
-        status = reserve_locked(pool, nbytes, count, shortage);
+        status = reserve_locked(pool, nbytes, count, &needed, shortage);
         shortage->limit = pool->limit;
         if (status == MP_ERR_LIMIT) shortage->in_use = mp__pool_lent(pool);
         MP_CHECK(pool);
         mp__mutex_unlock(&pool->lock);
-    } while (status != MP_OK && relieved(status, shortage, mp_pool_block_size(pool, nbytes), &tried));
+    } while (status != MP_OK && relieved(status, shortage, needed, &tried));
     return status;
 }

@@ -9,16 +9,23 @@
 
 mp_status mp__registry_add(mp__tenant *tenant, const mp__tenant_ops *ops);
 void mp__registry_remove(mp__tenant *tenant);
-/* Have every tenant under the account give idle memory back; bytes that came back. The caller holds no lock. NULL: all tenants. */
+/* Have the tenants under the account give `needed` bytes of idle memory back, or nothing if they have not so much; bytes that came
+ * back. The caller holds no lock. */
 size_t mp__registry_reclaim(const mp_account *under, size_t needed);
+/* Have all tenants give back all idle memory. */
+size_t mp__registry_reclaim_all(void);
 /* There is idle memory to purge: see that the housekeeping thread runs. False if it could not be started. */
 bool mp__registry_wake(void);
 
 /* ---- account.c ---- */
 
 bool mp__account_is_under(const mp_account *account, const mp_account *ancestor);
-/* As mp_account_charge, but gives nothing back first, so that it may be called with a pool's lock held. */
+/* As mp_account_charge, but gives nothing back first, so that it may be called with a pool's lock held, and leaves the peaks to
+ * mp__account_note_peak, so that what does not come about leaves no trace. A NULL account has no limit. */
 mp_status mp__account_try_charge(mp_account *account, size_t nbytes, mp_account **binding);
+void mp__account_note_peak(mp_account *account);
+/* After MP_ERR_ACCOUNT, with no lock held: true if idle memory came back, so that it is worth to try again. */
+bool mp__account_relieve(mp_account *binding, size_t nbytes);
 
 /* ---- sizeclass.c ---- */
 
@@ -49,6 +56,10 @@ size_t mp__pool_settle(mp_pool *pool, size_t wanted);
 /* All of that in one: bytes given back. */
 size_t mp__pool_give_back(mp_pool *pool, size_t wanted, const mp__class *keep);
 size_t mp__pool_idle(mp_pool *pool);
+/* How many idle bytes could go. */
+size_t mp__pool_weigh_idle(mp_pool *pool);
+/* Blocks that were just taken and never lent go back; those that cannot become idle. Bytes given back. */
+size_t mp__class_untake(mp__class *cls, mp__block *list);
 /* Live and retired bytes. */
 size_t mp__pool_lent(mp_pool *pool);
 /* What was idle since the last tick goes; when to come again, MP_NEVER if nothing is idle. */

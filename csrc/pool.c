@@ -30,6 +30,15 @@ static size_t tenant_reclaim(mp__tenant *tenant, const mp_account *under, size_t
     return freed;
 }
 
+static size_t tenant_releasable(mp__tenant *tenant, const mp_account *under) {
+    mp_pool *pool = (mp_pool *)tenant;
+    if (!mp__account_is_under(pool->config.account, under)) return 0;
+    mp__mutex_lock(&pool->lock);
+    size_t bytes = mp__pool_weigh_idle(pool);
+    mp__mutex_unlock(&pool->lock);
+    return bytes;
+}
+
 static void tenant_before_fork(mp__tenant *tenant) {
     mp_pool *pool = (mp_pool *)tenant;
     mp__mutex_lock(&pool->lock);
@@ -49,6 +58,7 @@ static void tenant_after_fork(mp__tenant *tenant, bool child) {
 
 static const mp__tenant_ops pool_ops = {
     .tick = tenant_tick,
+    .releasable = tenant_releasable,
     .reclaim = tenant_reclaim,
     .before_fork = tenant_before_fork,
     .after_fork = tenant_after_fork,
@@ -278,8 +288,3 @@ mp_status mp_pool_set_limit(mp_pool *pool, size_t limit, size_t *lent) {
 
 void mp_pool_note_wait(mp_pool *pool) { atomic_fetch_add_explicit(&pool->waits, 1, memory_order_relaxed); }
 void mp_pool_note_exhausted(mp_pool *pool) { atomic_fetch_add_explicit(&pool->exhausted, 1, memory_order_relaxed); }
-
-size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes) {
-    if (nbytes > MP__MAX_SIZE) return 0;
-    return mp__class_stride(mp__class_of(nbytes), mp__os_page_size(), pool->config.alignment);
-}

@@ -154,13 +154,35 @@ void mp__registry_remove(mp__tenant *tenant) {
     mp__mutex_unlock(&registry.list);
 }
 
-size_t mp__registry_reclaim(const mp_account *under, size_t needed) {
+/* With the list locked. */
+static bool has_releasable(const mp_account *under, size_t needed) {
+    size_t bytes = 0;
+    for (mp__tenant *tenant = registry.first; tenant != NULL && bytes < needed; tenant = tenant->next) {
+        bytes += tenant->ops->releasable(tenant, under);
+    }
+    return bytes >= needed;
+}
+
+static size_t reclaim(const mp_account *under, size_t needed) {
     size_t freed = 0;
-    if (atomic_load(&ready) != 2) return 0;
-    mp__mutex_lock(&registry.list);
     for (mp__tenant *tenant = registry.first; tenant != NULL && freed < needed; tenant = tenant->next) {
         freed += tenant->ops->reclaim(tenant, under, needed - freed);
     }
+    return freed;
+}
+
+size_t mp__registry_reclaim(const mp_account *under, size_t needed) {
+    if (atomic_load(&ready) != 2) return 0;
+    mp__mutex_lock(&registry.list);
+    size_t freed = has_releasable(under, needed) ? reclaim(under, needed) : 0;
+    mp__mutex_unlock(&registry.list);
+    return freed;
+}
+
+size_t mp__registry_reclaim_all(void) {
+    if (atomic_load(&ready) != 2) return 0;
+    mp__mutex_lock(&registry.list);
+    size_t freed = reclaim(NULL, MP_NO_LIMIT);
     mp__mutex_unlock(&registry.list);
     return freed;
 }

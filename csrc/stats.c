@@ -37,6 +37,7 @@ size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *cla
         const mp__class *cls = mp__pool_class(pool, i);
         if (cls == NULL) continue;
         add_class(cls, out, &row);
+        if (row.acquires == 0 && row.idle == 0) continue; /* a request came to nothing */
         if (count < capacity) classes[count] = row;
         count++;
     }

@@ -151,6 +151,22 @@ size_t mp__pool_idle(mp_pool *pool) {
     return bytes;
 }
 
+size_t mp__pool_weigh_idle(mp_pool *pool) {
+    mp__pool_lock_shards(pool);
+    mp__pool_detach(pool, NULL);
+    mp__pool_unlock_shards(pool);
+    size_t bytes = mp__pool_releasable(pool);
+    (void)mp__pool_settle(pool, 0);
+    return bytes;
+}
+
+size_t mp__class_untake(mp__class *cls, mp__block *list) {
+    size_t freed = 0;
+    mp__chunk_sort(cls, list);
+    push_back(cls, mp__chunk_settle(cls, MP_NO_LIMIT, &freed));
+    return freed;
+}
+
 size_t mp__pool_lent(mp_pool *pool) { return pool->reserved - mp__pool_idle(pool); }
 
 /* Blocks of the class that were idle all the time since the last tick; a new period begins. */

@@ -89,9 +89,10 @@ struct mp__class {
 
 typedef struct mp__tenant mp__tenant;
 
-/* What the registry asks of a pool. `reclaim`, `tick` and `before_fork` take the tenant's locks; the last one keeps them. */
+/* What the registry asks of a pool. All but `after_fork` take the tenant's locks; `before_fork` keeps them. */
 typedef struct mp__tenant_ops {
     uint64_t (*tick)(mp__tenant *tenant, uint64_t now);
+    size_t (*releasable)(mp__tenant *tenant, const mp_account *under);
     size_t (*reclaim)(mp__tenant *tenant, const mp_account *under, size_t needed);
     void (*before_fork)(mp__tenant *tenant);
     void (*after_fork)(mp__tenant *tenant, bool child);

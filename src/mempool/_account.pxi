@@ -3,6 +3,8 @@ from _weakref import ref as weak_reference
 
 # Accounts that `charge` filled stay alive until they are discharged: somebody holds that memory, so reports must show it.
 cdef dict _filled = {}
+# Accounts of pools that are gone, until the last memory of theirs is back.
+cdef dict _lingering = {}
 # The references of `track`, which must live as long as their objects.
 cdef dict _tracked = {}
 
@@ -23,7 +25,8 @@ cdef class _Forget:
 
 
 cdef class Account:
-    """Counts native bytes, for itself and for every ancestor.
+    """Account(name, *, limit=None, parent=None)\n--\n
+    Counts native bytes, for itself and for every ancestor.
 
     Parameters
     ----------
@@ -55,9 +58,13 @@ cdef class Account:
     cdef size_t _born
     cdef object __weakref__
 
-    def __init__(self, str name not None, *, limit=None, Account parent=None):
+    def __init__(self, name, *, limit=None, parent=None):
         if self._c is not NULL:
             raise RuntimeError(f"Account {self.name!r} was initialised already")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, not {name!r}")
+        if parent is not None and not isinstance(parent, Account):
+            raise TypeError(f"parent must be an Account or None, not {parent!r}")
         self._open(name, _limit_to_c(limit), parent if parent is not None else _root)
 
     cdef int _open(self, str name, size_t limit, Account parent) except -1:
@@ -94,6 +101,14 @@ cdef class Account:
             A limit here or above would be passed, also after idle memory of the pools below that account was given back.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes")
+        self._charge(size)
+        with cython.critical_section(self):
+            self._by_hand += size
+            if self._by_hand > 0:
+                _filled[<uintptr_t><PyObject *>self] = self
+
+    cdef int _charge(self, size_t size) except -1:
+        """Charge what is discharged by other means than `discharge`."""
         cdef mp_account *binding = NULL
         cdef mp_status status
         self._ready()
@@ -101,10 +116,7 @@ cdef class Account:
             status = mp_account_charge(self._c, size, &binding)
         if status != MP_OK:
             raise _account_error(self, binding, size)
-        with cython.critical_section(self):
-            self._by_hand += size
-            if self._by_hand > 0:
-                _filled[<uintptr_t><PyObject *>self] = self
+        return 0
 
     def discharge(self, nbytes):
         """Take bytes away that `charge` added.
@@ -150,7 +162,7 @@ cdef class Account:
         """
         cdef _EndOfTracked end = _EndOfTracked(self, _size_to_c(nbytes, "nbytes"))
         ref = weak_reference(obj, end)
-        self.charge(end.size)
+        self._charge(end.size)
         end.key = id(ref)
         _tracked[end.key] = ref
 
@@ -184,6 +196,7 @@ cdef class Account:
     def children(self):
         """The accounts directly below, oldest first."""
         self._ready()
+        let_go()
         alive = [ref() for ref in list(self._children.values())]
         return tuple([child for child in alive if child is not None])
 
@@ -218,7 +231,7 @@ cdef class _EndOfTracked:
     def __call__(self, ref):
         if self.key is not None:
             _tracked.pop(self.key, None)
-            self.account.discharge(self.size)
+            mp_account_discharge(self.account._c, self.size)
 
 
 @cython.final
@@ -226,16 +239,39 @@ cdef class _Charged:
     cdef Account account
     cdef size_t size
 
+    cdef size_t entered
+
     def __init__(self, Account account not None, size_t size):
         self.account = account
         self.size = size
 
     def __enter__(self):
-        self.account.charge(self.size)
+        self.account._charge(self.size)
+        with cython.critical_section(self):
+            self.entered += 1
         return self.account
 
     def __exit__(self, kind, error, traceback):
-        self.account.discharge(self.size)
+        with cython.critical_section(self):
+            if self.entered == 0:
+                raise RuntimeError("charged() was left before it was entered")
+            self.entered -= 1
+        mp_account_discharge(self.account._c, self.size)
+
+
+cdef int linger(Account account) except -1:
+    """The pool of this account is gone. While views still hold memory of it, reports shall show whose it was."""
+    let_go()
+    if account is not None and mp_account_used(account._c) > 0:
+        _lingering[<uintptr_t><PyObject *>account] = account
+    return 0
+
+
+cdef int let_go() except -1:
+    for key, account in list(_lingering.items()):
+        if mp_account_used((<Account>account)._c) == 0:
+            _lingering.pop(key, None)
+    return 0
 
 
 cdef size_t _size_to_c(object value, str name) except? 0:

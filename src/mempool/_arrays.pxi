@@ -42,10 +42,8 @@ cdef object array_over(Buffer buffer, object dtype, object shape, object offset,
     need_numpy()
     flags = array_flags(order)
     if offset is not 0:
-        start = offset
-        if start < 0:
-            raise ValueError(f"offset must not be negative, got {start}")
-    if dtype == "u1":
+        start = to_extent(offset, "offset")
+    if type(dtype) is str and dtype == "u1":
         descr = PyArray_DescrFromType(NPY_UINT8)
     else:
         PyArray_DescrConverter(dtype, &descr)
@@ -85,10 +83,19 @@ cdef int read_shape(object shape, npy_intp *dims) except -2:
     if nd > NPY_MAXDIMS:
         raise ValueError(f"an array has at most {NPY_MAXDIMS} dimensions, not {nd}")
     for i in range(nd):
-        dims[i] = shape[i]
-        if dims[i] < 0:
-            raise ValueError(f"shape must not be negative, got {shape!r}")
+        dims[i] = to_extent(shape[i], "shape")
     return nd
+
+
+cdef Py_ssize_t to_extent(object value, str name) except -1:
+    cdef Py_ssize_t extent
+    try:
+        extent = value
+    except OverflowError:
+        raise ValueError(f"{name} of {value} is beyond any buffer") from None
+    if extent < 0:
+        raise ValueError(f"{name} must not be negative, got {extent}")
+    return extent
 
 
 cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_ssize_t length) except -1:
@@ -112,7 +119,10 @@ cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_
             return 0
     for i in range(nd):
         if dims[i] > items:
-            shape = tuple([dims[k] for k in range(nd)])
-            raise ValueError(f"an array of shape and item size beyond the end: {left} bytes are left of {length}, {itemsize} an item")
+            break
         items //= dims[i]
-    return 0
+    else:
+        if items > 0:
+            return 0
+    shape = tuple([dims[i] for i in range(nd)])
+    raise ValueError(f"shape {shape} of {itemsize} bytes an item does not fit, it goes beyond the end: {left} bytes are left from offset {start}")

@@ -60,12 +60,14 @@ cdef class _Holder:
 
     cdef mp_block *block
     cdef Py_ssize_t nbytes
-    cdef BufferPool pool
+    cdef object pool  # weakly: arrays are no garbage to the collector, so a pool that reaches one must not be reached back
     cdef unsigned int flags
 
     def __dealloc__(self):
         if self.block is not NULL and finish_retired(self.block, self.flags):
-            wake(self.pool)
+            pool = self.pool()
+            if pool is not None:
+                wake(pool)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_view(self, view, flags)
@@ -159,7 +161,7 @@ cdef class Buffer:
             holder = _Holder.__new__(_Holder)
             holder.nbytes = self._lent().requested
             holder.block = self._block
-            holder.pool = self._pool
+            holder.pool = self._pool._weak
             holder.flags = self._flags
             self._holder = holder
         return self._holder
@@ -229,7 +231,7 @@ cdef class Buffer:
         cdef Py_ssize_t at
         if not PyIndex_Check(index):
             return PyMemoryView_FromObject(self)[index]
-        at = index
+        at = to_index(index)
         with cython.critical_section(self):
             return (<unsigned char *>self._lent().data)[self._offset(at)]
 
@@ -239,7 +241,7 @@ cdef class Buffer:
         if not PyIndex_Check(index):
             set_slice(PyMemoryView_FromObject(self)[index], value)
             return
-        at = index
+        at = to_index(index)
         byte = to_byte(value)
         with cython.critical_section(self):
             (<unsigned char *>self._lent().data)[self._offset(at)] = byte
@@ -400,6 +402,13 @@ cdef void run_aside(BufferPool pool, bint waited, PyObject *origin) noexcept:
     if origin is not NULL:
         warn_of_leak(<tuple>origin, pool)
     PyErr_Restore(kind, error, traceback)
+
+
+cdef Py_ssize_t to_index(object index) except? -1:
+    try:
+        return index
+    except OverflowError:
+        raise IndexError(f"index {index} is out of range for any buffer") from None
 
 
 cdef unsigned char to_byte(object value) except? 255:

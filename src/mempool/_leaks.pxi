@@ -20,14 +20,18 @@ cdef int leak_mode(object value) except -1:
     return LEAK_MODES.index(parse_leak_mode(value))
 
 
-cdef tuple current_stack():
-    """The innermost Python frames as (file name, line, function), innermost first."""
+cdef tuple whereabouts():
+    """The module that runs, and the frames as (file name, line, function), innermost first."""
     cdef list stack = []
-    frame = _sys._getframe(0)
+    try:
+        frame = _sys._getframe(0)
+    except ValueError:  # a thread whose whole work is one call into compiled code
+        return "<unknown>", (("<unknown>", 0, "<unknown>"),)
+    module = frame.f_globals.get("__name__", "<unknown>")
     while frame is not None and len(stack) < STACK_DEPTH:
         stack.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
-    return tuple(stack)
+    return module, tuple(stack)
 
 
 cdef int note_origin(Buffer buffer) except -1:
@@ -37,20 +41,16 @@ cdef int note_origin(Buffer buffer) except -1:
         pool._draw += 1
         if pool._draw % SAMPLE_EVERY:
             return 0
-    origin = (<Py_ssize_t>buffer._block.requested, current_stack())
+    origin = (<Py_ssize_t>buffer._block.requested, *whereabouts())
     Py_INCREF(origin)
     buffer._origin = <PyObject *>origin
     buffer._flags |= WATCHED
     return 0
 
 
-cdef int warn_of_leak(tuple origin, BufferPool pool) noexcept:
-    nbytes, stack = origin
-    try:
-        lines = [f'\n  File "{file}", line {line}, in {function}' for file, line, function in reversed(stack)]
-        text = f"Buffer of {nbytes} bytes from pool {pool.name!r} was never released; acquired at:{''.join(lines) or ' unknown'}"
-        file, line = (stack[0][0], stack[0][1]) if stack else ("<unknown>", 0)
-        PyErr_WarnExplicitObject(ResourceWarning, text, file, line, None, NULL)
-    except BaseException:
-        PyErr_WriteUnraisable(pool)
-    return 0
+cdef void warn_of_leak(tuple origin, BufferPool pool) noexcept:
+    """Blames the line that acquired. A filter may turn the warning into an error, which nobody can catch here: it is reported as unraisable."""
+    nbytes, module, stack = origin
+    lines = [f'\n  File "{file}", line {line}, in {function}' for file, line, function in reversed(stack)]
+    text = f"Buffer of {nbytes} bytes from pool {pool.name!r} was never released; acquired at:{''.join(lines)}"
+    PyErr_WarnExplicitObject(ResourceWarning, text, stack[0][0], stack[0][1], module, NULL)

@@ -6,7 +6,9 @@ cdef object _pool_number = iter(range(1, 1 << 62))
 
 @cython.no_gc_clear
 cdef class BufferPool:
-    """Lends native memory and takes it back for the next lease.
+    """BufferPool(limit=None, *, max_idle=None, idle_timeout=10.0, alignment=64, huge_pages=None, zero_on_release=False, \
+leak_detection=None, account=None, name=None)\n--\n
+    Lends native memory and takes it back for the next lease.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ cdef class BufferPool:
     cdef bint _closed
     cdef unsigned int _generation  # of the fork that the queue belongs to
     cdef object _waiters
+    cdef object _weak
     cdef readonly str name
     """Its name in reports."""
     cdef readonly Account account
@@ -83,6 +86,7 @@ cdef class BufferPool:
         config.source = NULL
         self._set_leaks(leak_mode(leak_detection))
         self.name = name if name is not None else f"pool-{next(_pool_number)}"
+        self._weak = weak_reference(self)
         self._waiters = _deque()
         self._generation = mp_fork_generation()
         self.account = Account(self.name, parent=account)
@@ -95,6 +99,7 @@ cdef class BufferPool:
     def __dealloc__(self):
         if self._c is not NULL:
             mp_pool_destroy(self._c)
+            linger(self.account)
 
     cdef void _set_leaks(self, int mode) noexcept:
         self._leaks = mode
@@ -197,11 +202,25 @@ cdef class BufferPool:
         self._check_open()
         if timeout == 0 or not self._queue():
             buffer = self._try_acquire(size)
-        elif mp_pool_block_size(self._c, size) > self._read_limit():
-            raise self._exhausted(size)
+        else:
+            self._refuse_hopeless(size)
         if buffer is None and timeout == 0:
             raise self._exhausted(size)
         return buffer
+
+    cdef int _refuse_hopeless(self, size_t size) except -1:
+        """Raise at once for what can never be granted: it must not queue."""
+        cdef size_t block = mp_pool_block_size(self._c, size)
+        cdef Account account = self.account
+        if block == 0:
+            self._fail(MP_ERR_NOMEM, size, NULL)
+        if block > self._read_limit():
+            raise self._exhausted(size)
+        while account is not None:
+            if block > mp_account_limit(account._c):
+                raise _account_error(self.account, account._c, size)
+            account = account.parent
+        return 0
 
     cdef Buffer _try_acquire(self, size_t size):
         """A lease, or None if the limit leaves no room now but may later."""
@@ -234,7 +253,8 @@ cdef class BufferPool:
         mp_pool_stats_read(self._c, &stats, NULL, 0)
         mp_pool_note_exhausted(self._c)
         lent = stats.in_use + stats.retired
-        text = f"pool {self.name!r} cannot lend {size} bytes: {lent} in use, limit {stats.limit}"
+        block = mp_pool_block_size(self._c, size)
+        text = f"pool {self.name!r} cannot lend {size} bytes, a block of {block}: {lent} of {stats.reserved} in use, limit {stats.limit}"
         return PoolExhausted(text, size, lent, stats.limit)
 
     cdef Buffer _ready_to_use(self, Buffer buffer, bint zero):
@@ -331,7 +351,7 @@ cdef class BufferPool:
         with nogil:
             status = mp_pool_set_limit(self._c, limit, &lent)
         if status != MP_OK:
-            raise ValueError(f"limit {limit} is below what pool {self.name!r} has lent: {lent} bytes")
+            raise ValueError(f"limit {limit} is below the {lent} bytes that pool {self.name!r} has lent or cannot give back")
         wake_head(self)
 
     @property

@@ -4,7 +4,7 @@ __all__ = ["PoolStats", "SizeClassStats"]
 
 
 class _Record:
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __init__(self, *values: object) -> None:
         for name, value in zip(self.__slots__, values, strict=True):

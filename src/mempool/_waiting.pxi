@@ -3,12 +3,13 @@
 # Only the head of the queue tries; whoever leaves wakes the next. A release wakes the head (csrc/pool.c tells that somebody waits). A thread
 # waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is kept for it, so
 # none is lost. No lock is held here: the queue is a deque, whose single operations are atomic.
-from _thread import TIMEOUT_MAX as _TIMEOUT_MAX, allocate_lock as _allocate_lock
+from _thread import allocate_lock as _allocate_lock
 from _collections import deque as _deque  # `collections` is a fifth of the time that importing this package takes
 from time import monotonic as _monotonic
 
-# A loop can be closed after a task of it was woken, which nobody is told; so those behind a task look after it from time to time.
-cdef double LOOK_AHEAD = 0.25
+# Nobody says when a loop is closed after a task of it was woken, when another thread raises a signal, or (on Windows) when Ctrl-C is pressed;
+# so whoever waits looks up from time to time.
+cdef double LOOK_UP = 0.5
 
 
 @cython.final
@@ -42,13 +43,9 @@ cdef class _Waiter:
         return self.loop is not None and self.loop.is_closed()
 
 
-cdef int wake(BufferPool pool) noexcept:
-    """Memory came back: let the head of the queue look."""
-    try:
-        wake_head(pool)
-    except BaseException:
-        PyErr_WriteUnraisable(pool)
-    return 0
+cdef void wake(BufferPool pool) noexcept:
+    """Memory came back: let the head of the queue look. An error of its loop is reported as unraisable."""
+    wake_head(pool)
 
 
 cdef int wake_head(BufferPool pool) except -1:
@@ -112,17 +109,6 @@ cdef Buffer try_in_turn(BufferPool pool, _Waiter waiter, size_t size):
     return pool._try_acquire(size) if is_head(pool, waiter) else None
 
 
-cdef double patience(BufferPool pool, _Waiter waiter, double left) except -1:
-    """How long to sleep before looking again, if nobody wakes us."""
-    cdef _Waiter ahead
-    for ahead in list(pool._queue()):
-        if ahead is waiter:
-            break
-        if ahead.loop is not None:
-            return min(left, LOOK_AHEAD)
-    return min(left, _TIMEOUT_MAX)
-
-
 cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
     cdef _Waiter waiter = _Waiter.__new__(_Waiter)
     cdef double deadline = _monotonic() + timeout, left
@@ -139,7 +125,7 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
             left = deadline - _monotonic()
             if left <= 0:
                 raise pool._exhausted(size)
-            waiter.lock.acquire(True, patience(pool, waiter, left))
+            waiter.lock.acquire(True, min(left, LOOK_UP))
     finally:
         leave_queue(pool, waiter)
 
@@ -163,7 +149,7 @@ async def _wait_in_task(BufferPool pool, size_t size, double timeout):
             if left <= 0:
                 raise pool._exhausted(size)
             waiter.future = waiter.loop.create_future()
-            timer = waiter.loop.call_later(patience(pool, waiter, left), waiter.signal)
+            timer = waiter.loop.call_later(min(left, LOOK_UP), waiter.signal)
             try:
                 await waiter.future
             finally:

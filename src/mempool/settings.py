@@ -1,19 +1,23 @@
-"""Settings: keyword arguments come first, then `configure`, then the environment (``MEMPOOL_LIMIT``, ``MEMPOOL_LEAK_DETECTION``)."""
+"""Settings of the process. Keyword arguments come first, then `configure`, then the environment.
+
+The variables are ``MEMPOOL_LIMIT`` and ``MEMPOOL_LEAK_DETECTION``.
+"""
 
 import os
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import sys
 
 from mempool.units import parse_size
+
+TYPE_CHECKING = False  # `typing` would cost a third of the time that importing this package takes
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["configure"]
 
 LEAK_MODES = ("off", "sampled", "full")
 
 _configured: dict[str, object] = {}
-_listeners: "list[Callable[[dict[str, object]], None]]" = []
+_listeners: "list[Callable[[Mapping[str, object]], None]]" = []
 
 
 def parse_leak_mode(value: object, name: str = "leak_detection") -> str:
@@ -30,6 +34,8 @@ def parse_limit(value: object, name: str = "limit") -> int | None:
     if value is None:
         return None
     size = parse_size(value, name)
+    if size > sys.maxsize:
+        raise OverflowError(f"{name} of {size} bytes cannot be addressed")
     if size == 0:
         raise ValueError(f"{name} must be more than 0 bytes, got {value!r}")
     return size
@@ -53,7 +59,7 @@ def configure(**settings: object) -> None:
     TypeError, ValueError
         For an unknown setting or a value that makes no sense. Then nothing has changed.
     """
-    parsed = {}
+    parsed: dict[str, object] = {}
     for name, value in settings.items():
         if name not in _PARSERS:
             raise TypeError(f"configure() has no setting {name!r}; there are {', '.join(_PARSERS)}")

@@ -7,6 +7,8 @@ for _power, _letter in enumerate("kmgtp", start=1):
     _SIZES[_letter + "b"] = 1000**_power
     _SIZES[_letter + "ib"] = 1024**_power
 
+_MOST_DIGITS = 1000  # Python itself refuses to read a few thousand
+
 _DURATIONS = {
     "": 1.0,
     "ns": 1e-9,
@@ -60,10 +62,12 @@ def parse_size(value: object, name: str = "size") -> int:
         whole, fraction, unit = _split(value)
         if not whole or unit not in _SIZES:
             raise ValueError(f"{name} must be a size such as 4096 or '64KiB', not {value!r}")
+        if len(whole) + len(fraction) > _MOST_DIGITS:
+            raise OverflowError(f"{name} of {value!r} cannot be addressed")
         return int(whole + fraction) * _SIZES[unit] // int(10 ** len(fraction))
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an int of bytes or a string such as '64KiB', not {value!r}")
-    size = int(value.__index__())
+    size = int(value.__index__())  # type: ignore[attr-defined]
     if size < 0:
         raise ValueError(f"{name} must not be negative, got {size}")
     return size
