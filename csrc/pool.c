@@ -140,10 +140,12 @@ mp_block *mp_pool_acquire_idle(mp_pool *pool, size_t nbytes) {
     mp__class *cls = mp__pool_class(pool, mp__class_of(nbytes));
     if (MP_UNLIKELY(cls == NULL)) return NULL;
     mp__shard *shard = mp__shard_lock(cls);
-    mp__block *block = mp__shard_pop(shard, nbytes);
+    unsigned flags = mp__pool_flags(pool);
+    /* A closed pool may keep idle blocks: small ones, beside a neighbour that is lent. */
+    mp__block *block = MP_UNLIKELY(flags & MP__CLOSED) ? NULL : mp__shard_pop(shard, nbytes);
     mp__shard_unlock(shard);
     if (MP_UNLIKELY(block == NULL)) return NULL;
-    if (MP_UNLIKELY(mp__pool_flags(pool) & MP__MAX_IDLE)) {
+    if (MP_UNLIKELY(flags & MP__MAX_IDLE)) {
         atomic_fetch_sub_explicit(&pool->idle_bytes, cls->size, memory_order_relaxed);
     }
     return &block->lease;

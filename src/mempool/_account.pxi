@@ -162,9 +162,14 @@ cdef class Account:
         """
         cdef _EndOfTracked end = _EndOfTracked(self, _size_to_c(nbytes, "nbytes"))
         ref = weak_reference(obj, end)
-        self._charge(end.size)
-        end.key = id(ref)
-        _tracked[end.key] = ref
+        key = id(ref)
+        _tracked[key] = ref
+        try:
+            self._charge(end.size)
+        except:
+            del _tracked[key]
+            raise
+        end.key = key
 
     @property
     def used(self):

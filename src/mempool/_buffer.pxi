@@ -435,13 +435,20 @@ cdef int set_slice(object target, object value) except -1:
     return 0
 
 
+cdef int fail() except -1:
+    """An error is set: raise it."""
+    return -1
+
+
 cdef object same_bytes(Buffer buffer, object other):
     cdef Py_buffer view
     cdef bint equal = False
-    try:
-        PyObject_GetBuffer(other, &view, PyBUF_SIMPLE)
-    except (TypeError, BufferError, ValueError):
-        return NotImplemented
+    if get_buffer(other, &view, PyBUF_SIMPLE) < 0:
+        # Without try: what Cython makes of it crashes if the error was out of memory.
+        if PyErr_ExceptionMatches(TypeError) or PyErr_ExceptionMatches(BufferError) or PyErr_ExceptionMatches(ValueError):
+            PyErr_Clear()
+            return NotImplemented
+        fail()
     with cython.critical_section(buffer):
         if buffer._block is not NULL and <size_t>view.len == buffer._block.requested:
             equal = memcmp(buffer._block.data, view.buf, view.len) == 0

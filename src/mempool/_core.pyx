@@ -18,7 +18,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_Clear, PyErr_Fetch, PyErr_Restore
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
 from cpython.long cimport PyLong_CheckExact
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.number cimport PyIndex_Check
@@ -30,6 +30,7 @@ from libc.string cimport memcmp, memcpy
 
 from mempool._libmempool cimport *
 
+from mempool._records import PoolStats, SizeClassStats
 from mempool.errors import AccountLimitExceeded, PoolExhausted
 from mempool.units import parse_duration, parse_size
 
@@ -45,6 +46,7 @@ cdef extern from "Python.h":
     Py_ssize_t refcount "Py_REFCNT"(PyObject *)
     # -1 with an exception set for what does not fit; the caller looks.
     Py_ssize_t as_ssize "PyLong_AsSsize_t"(object) noexcept
+    int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept
 
 cdef extern from *:
     const size_t SIZE_MAX

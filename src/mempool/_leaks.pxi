@@ -31,6 +31,7 @@ cdef tuple whereabouts():
     while frame is not None and len(stack) < STACK_DEPTH:
         stack.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
+    PyErr_Clear()  # without memory `f_back` is None and leaves its error behind; a shorter stack will do
     return module, tuple(stack)
 
 

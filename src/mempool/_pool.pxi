@@ -316,8 +316,6 @@ leak_detection=None, account=None, name=None)\n--\n
 
     def stats(self):
         """Return a `PoolStats`: figures that belong to one moment. Works after `close()` too."""
-        from mempool._records import PoolStats, SizeClassStats
-
         cdef mp_pool_stats s
         cdef mp_class_stats rows[MAX_CLASSES]
         cdef size_t i, count

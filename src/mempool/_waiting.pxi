@@ -113,11 +113,14 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
     cdef _Waiter waiter = _Waiter.__new__(_Waiter)
     cdef double deadline = _monotonic() + timeout, left
     cdef Buffer buffer
-    waiter.lock = _allocate_lock()
+    try:
+        waiter.lock = _allocate_lock()
+    except RuntimeError:
+        raise MemoryError("no memory for a lock to wait on") from None
     waiter.lock.acquire()
-    mp_pool_note_wait(pool._c)
     try:
         enter_queue(pool, waiter)
+        mp_pool_note_wait(pool._c)
         while True:
             buffer = try_in_turn(pool, waiter, size)
             if buffer is not None:
@@ -125,6 +128,7 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
             left = deadline - _monotonic()
             if left <= 0:
                 raise pool._exhausted(size)
+            PyErr_CheckSignals()
             waiter.lock.acquire(True, min(left, LOOK_UP))
     finally:
         leave_queue(pool, waiter)
@@ -137,9 +141,9 @@ async def _wait_in_task(BufferPool pool, size_t size, double timeout):
     cdef double deadline = _monotonic() + timeout, left
     cdef Buffer buffer
     waiter.loop = asyncio.get_running_loop()
-    mp_pool_note_wait(pool._c)
     try:
         enter_queue(pool, waiter)
+        mp_pool_note_wait(pool._c)
         while True:
             waiter.signalled = False
             buffer = try_in_turn(pool, waiter, size)

@@ -100,11 +100,12 @@ def parse_duration(value: object, name: str = "duration") -> float:
         if not whole or unit not in _DURATIONS:
             raise ValueError(f"{name} must be a duration such as 1.5 or '500ms', not {value!r}")
         return float(f"{whole}.{fraction or 0}") * _DURATIONS[unit]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not (isinstance(value, float) or hasattr(type(value), "__index__")):
         raise TypeError(f"{name} must be seconds or a string such as '500ms', not {value!r}")
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative or NaN, got {value!r}")
     try:
-        return float(value)
+        seconds = float(value)  # type: ignore[arg-type]
     except OverflowError:
         raise ValueError(f"{name} must fit a float, got {value!r}") from None
+    if not seconds >= 0:
+        raise ValueError(f"{name} must not be negative or NaN, got {value!r}")
+    return seconds
