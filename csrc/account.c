@@ -4,10 +4,13 @@
  *           /        \
  *     cache (20)    io (50, limit 64)
  *                     /        \
- *               pool-1 (30)   pool-2 (20)      a charge of 10 to pool-2 adds 10 to pool-2, io and root; one of 20 adds nothing anywhere
+ *               pool-1 (30)   pool-2 (20)      a charge of 10 to pool-2 adds 10 to pool-2, io and root; one of 20 adds nothing
+ * anywhere
  *
- * Lock-free: an account is charged under other locks and read by anyone. A charge first adds, then looks at the limit again; setting a
- * limit first stores, then looks at what is used. Whichever comes second sees the other and takes its own step back, so `used` never
+ * Lock-free: an account is charged under other locks and read by anyone. A charge first adds, then looks at the limit again;
+ * setting a
+ * limit first stores, then looks at what is used. Whichever comes second sees the other and takes its own step back, so `used`
+ * never
  * stays above `limit`. Rejected: one lock for the tree, which fork would have to take. */
 #include "internal.h"
 

@@ -1,9 +1,7 @@
 /* check.c: walks a pool and tells whether all that types.h promises holds. Debug builds do it after each slow step. */
 #include "internal.h"
 
-typedef struct tally {
-    size_t carved, cold, idle, live, retired;
-} tally;
+typedef struct tally { size_t carved, cold, idle, live, retired; } tally;
 
 static bool chunk_is_valid(const mp__class *cls, const mp__chunk *chunk, bool open, tally *sum) {
     size_t cold = 0;
@@ -16,7 +14,8 @@ static bool chunk_is_valid(const mp__class *cls, const mp__chunk *chunk, bool op
     }
     for (size_t i = 0; i < chunk->carved; i++) {
         const mp__block *block = &chunk->blocks[i];
-        if (block->cls != cls || block->lease.data != chunk->base + i * cls->size || block->lease.capacity != cls->size) return false;
+        if (block->cls != cls || block->lease.data != chunk->base + i * cls->size || block->lease.capacity != cls->size)
+            return false;
     }
     sum->carved += chunk->carved;
     sum->cold += cold;

@@ -5,7 +5,8 @@
  *   3. a charge to the account; where it binds, all pools under it give idle memory back (with no lock held), and again from 1
  *   4. a chunk from the OS; where it has none, all pools give idle memory back, once
  *
- * Whether the limit really binds is decided with every shard locked: a block that moves from one shard to another while we look must not
+ * Whether the limit really binds is decided with every shard locked: a block that moves from one shard to another while we
+ * look must not
  * make a lease fail that could have had it. */
 #include "internal.h"
 #include "shard.h"
@@ -98,7 +99,8 @@ static mp_status take(mp__class *cls, size_t *count, mp__block **out, mp_account
 
 void mp__pool_has_idle(mp_pool *pool) {
     if (!(mp__pool_flags(pool) & MP__ASLEEP)) return;
-    if (pool->config.idle_timeout == MP_NEVER || mp__registry_wake()) atomic_fetch_and_explicit(&pool->flags, ~(unsigned)MP__ASLEEP, memory_order_relaxed);
+    if (pool->config.idle_timeout == MP_NEVER || mp__registry_wake())
+        atomic_fetch_and_explicit(&pool->flags, ~(unsigned)MP__ASLEEP, memory_order_relaxed);
 }
 
 /* Blocks that were taken in excess become idle. */

@@ -16,7 +16,11 @@ typedef struct mp__thread { void *handle; } mp__thread;
 #include <pthread.h>
 typedef struct mp__mutex { pthread_mutex_t impl; } mp__mutex;
 typedef struct mp__cond { pthread_cond_t impl; } mp__cond;
-typedef struct mp__thread { pthread_t impl; void (*run)(void); long id; } mp__thread;
+typedef struct mp__thread {
+    pthread_t impl;
+    void (*run)(void);
+    long id;
+} mp__thread;
 #endif
 
 size_t mp__os_page_size(void);

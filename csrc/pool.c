@@ -1,7 +1,9 @@
 /* pool.c: leases begin and end here. The life of a pool, the hot path, the handlers that the registry calls.
  *
- * One flags word stands for all rare cases; it is read with the shard's lock held, and changed before the shards are visited by whoever
- * relies on it. So a release either sees the flag, or its block is in a list before the other looks there: no wake-up is lost, and no
+ * One flags word stands for all rare cases; it is read with the shard's lock held, and changed before the shards are visited
+ * by whoever
+ * relies on it. So a release either sees the flag, or its block is in a list before the other looks there: no wake-up is lost,
+ * and no
  * block of a closed pool stays idle, without a fence on the hot path. */
 #include <string.h>
 

@@ -1,6 +1,7 @@
 /* shard.h: the idle lists of a class, on the hot path.
  *
- * A thread keeps to one shard and moves on when it finds it taken, so that two threads part ways once and then never meet. With a GIL
+ * A thread keeps to one shard and moves on when it finds it taken, so that two threads part ways once and then never meet.
+ * With a GIL
  * nobody ever meets, and all threads share shard 0: one warm list. */
 #ifndef MP_SHARD_H
 #define MP_SHARD_H

@@ -8,7 +8,8 @@
  * Sixteen steps rather than the usual eight, so that an idle block of the next class may serve too and still wastes no more than
  * 12.5 % of the request: then a program that asks for many sizes needs fewer idle blocks.
  *
- * A pool's alignment and pages larger than 4 KiB round the sizes up further; two classes may then have one size, which does no harm. */
+ * A pool's alignment and pages larger than 4 KiB round the sizes up further; two classes may then have one size, which does no
+ * harm. */
 #include "sizeclass.h"
 
 #include "internal.h"

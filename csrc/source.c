@@ -1,4 +1,5 @@
-/* source.c: the source of memory that pools have unless a test gives them another one: malloc for bookkeeping, the OS for blocks. */
+/* source.c: the source of memory that pools have unless a test gives them another one: malloc for bookkeeping, the OS for
+ * blocks. */
 #include <stdlib.h>
 
 #include "os.h"

@@ -10,7 +10,8 @@
  *                                        |  \_ idle, live or retired: counted in `reserved`
  *                                        +---- cold: carved before, its pages are with the OS
  *
- * Blocks of a huge page and more have a chunk of their own. Headers (mp__block) lie beside the chunk, never in it, so that an overrun
+ * Blocks of a huge page and more have a chunk of their own. Headers (mp__block) lie beside the chunk, never in it, so that an
+ * overrun
  * of a lease cannot reach them and a cold page stays cold.
  *
  * Locks, in the order in which they are taken: registry list > pool->lock > shards (by class, then by number) > registry thread.
@@ -105,10 +106,10 @@ struct mp__tenant {
 
 /* pool->flags: zero on the hot path of a plain pool. */
 enum {
-    MP__CLOSED = 1,    /* blocks go to the OS when they come back */
-    MP__WAITERS = 2,   /* somebody waits: say so when memory comes back */
-    MP__ASLEEP = 4,    /* the housekeeping thread does not know of idle memory here */
-    MP__MAX_IDLE = 8,  /* idle_bytes is kept */
+    MP__CLOSED = 1,   /* blocks go to the OS when they come back */
+    MP__WAITERS = 2,  /* somebody waits: say so when memory comes back */
+    MP__ASLEEP = 4,   /* the housekeeping thread does not know of idle memory here */
+    MP__MAX_IDLE = 8, /* idle_bytes is kept */
 };
 
 struct mp_pool {

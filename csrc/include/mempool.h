@@ -108,14 +108,14 @@ typedef enum mp_huge {
 } mp_huge;
 
 typedef struct mp_pool_config {
-    size_t limit;              /* most bytes reserved, MP_NO_LIMIT for none */
-    size_t max_idle;           /* most bytes idle, MP_NO_LIMIT for none */
-    uint64_t idle_timeout;     /* ns after which idle memory goes back to the OS; MP_NEVER: never */
-    size_t alignment;          /* a power of two up to the huge page size */
+    size_t limit;          /* most bytes reserved, MP_NO_LIMIT for none */
+    size_t max_idle;       /* most bytes idle, MP_NO_LIMIT for none */
+    uint64_t idle_timeout; /* ns after which idle memory goes back to the OS; MP_NEVER: never */
+    size_t alignment;      /* a power of two up to the huge page size */
     mp_huge huge;
     bool zero_on_release;
-    mp_account *account;       /* NULL: none */
-    const mp_source *source;   /* NULL: mp_source_os() */
+    mp_account *account;     /* NULL: none */
+    const mp_source *source; /* NULL: mp_source_os() */
 } mp_pool_config;
 
 /* How a lease ended; each end is counted apart. */

@@ -125,4 +125,6 @@ cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_
         if items > 0:
             return 0
     shape = tuple([dims[i] for i in range(nd)])
-    raise ValueError(f"shape {shape} of {itemsize} bytes an item does not fit, it goes beyond the end: {left} bytes are left from offset {start}")
+    raise ValueError(
+        f"shape {shape} of {itemsize} bytes an item does not fit, it goes beyond the end: {left} bytes are left from offset {start}"
+    )

@@ -6,8 +6,10 @@
 #     memoryview -----^             exported: views name the holder, never the Buffer. Releasing the Buffer drops its own reference
 #     ndarray --------^             to the holder; the block goes back when the last reference does.
 #
-# So no count of exports is kept and none can be wrong: whatever a consumer keeps of what it was given (the Py_buffer, its `obj`, a memoryview of
-# it) keeps the holder. The one consumer that keeps the Buffer itself is `numpy.ndarray(buffer=b)`, which gives its export back at once; it is
+# So no count of exports is kept and none can be wrong: whatever a consumer keeps of what it was given (the Py_buffer, its
+# `obj`, a memoryview of
+# it) keeps the holder. The one consumer that keeps the Buffer itself is `numpy.ndarray(buffer=b)`, which gives its export back
+# at once; it is
 # the only one that asks for any contiguous layout, and a lease that was asked so keeps its holder until the Buffer dies.
 
 # PyBUF_WRITABLE | PyBUF_ANY_CONTIGUOUS: how numpy.ndarray(buffer=...) asks.
@@ -101,8 +103,8 @@ cdef class Buffer:
     """A lease of native memory: writable, contiguous bytes. Made by `BufferPool.acquire`.
 
     The memory goes back to its pool with `release()`, at the end of a ``with`` block, or when the buffer is garbage; if a view of
-    it lives (a memoryview, an array), when the last view dies. A view never sees another lease's bytes. Bytes are uninitialised unless
-    acquired with ``zero=True``.
+    it lives (a memoryview, an array), when the last view dies. A view never sees another lease's bytes. Bytes are uninitialised
+    unless acquired with ``zero=True``.
 
     Using a released buffer raises `ValueError`.
 
@@ -353,7 +355,8 @@ cdef class Buffer:
 
 # ---- the death of a buffer ----
 #
-# Cython would call the callbacks of weak references before `__dealloc__`, and no Python shall run before the memory is back. So the type gets a
+# Cython would call the callbacks of weak references before `__dealloc__`, and no Python shall run before the memory is back. So
+# the type gets a
 # tp_dealloc that ends the lease first. It also saves what `__dealloc__` costs each lease: putting the current exception aside.
 
 cdef destructor cython_dealloc = (<PyTypeObject *>Buffer).tp_dealloc

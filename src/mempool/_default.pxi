@@ -6,7 +6,10 @@ cdef dict _only_one = {}  # setdefault is atomic: of two threads that make the p
 
 
 def default_pool():
-    """Return the pool that is used where none is named. Its limit comes from `configure` or ``MEMPOOL_LIMIT``; it cannot be replaced."""
+    """Return the pool that is used where none is named; there is one in a process.
+
+    Its limit comes from `configure` or ``MEMPOOL_LIMIT``.
+    """
     global _default_pool
     if _default_pool is None:
         _default_pool = _only_one.setdefault("pool", BufferPool(lookup("limit"), name="default"))

@@ -38,7 +38,8 @@ leak_detection=None, account=None, name=None)\n--\n
 
     Notes
     -----
-    Every call is safe from any thread. Memory is lent in size classes that waste at most 12.5 % between 1 and 4 KiB and above 32 KiB.
+    Every call is safe from any thread. Memory is lent in size classes that waste at most 12.5 % between 1 and 4 KiB and above
+    32 KiB.
     The pool outlives its last reference until its last lease ends.
 
     Examples
@@ -178,8 +179,8 @@ leak_detection=None, account=None, name=None)\n--\n
     def acquire_async(self, nbytes, *, bint zero=False, timeout=None):
         """Lend memory to a task: ``await pool.acquire_async(n)``, or ``async with pool.acquire_async(n) as b:``.
 
-        Parameters and errors are those of `acquire`, but by default it waits for ever. Tasks and threads wait in one queue, in order of arrival.
-        A cancelled task leaves it.
+        Parameters and errors are those of `acquire`, but by default it waits for ever. Tasks and threads wait in one queue, in
+        order of arrival. A cancelled task leaves it.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes")
         cdef double patience = seconds(timeout)
@@ -254,7 +255,8 @@ leak_detection=None, account=None, name=None)\n--\n
         mp_pool_note_exhausted(self._c)
         lent = stats.in_use + stats.retired
         block = mp_pool_block_size(self._c, size)
-        text = f"pool {self.name!r} cannot lend {size} bytes, a block of {block}: {lent} of {stats.reserved} in use, limit {stats.limit}"
+        books = f"{lent} of {stats.reserved} in use, limit {stats.limit}"
+        text = f"pool {self.name!r} cannot lend {size} bytes, a block of {block}: {books}"
         return PoolExhausted(text, size, lent, stats.limit)
 
     cdef Buffer _ready_to_use(self, Buffer buffer, bint zero):
@@ -282,7 +284,8 @@ leak_detection=None, account=None, name=None)\n--\n
     def reserve(self, nbytes, count=1):
         """Fill the pool ahead of use: afterwards `count` leases of `nbytes` need nothing from the OS.
 
-        The memory is resident, and goes back after the idle timeout like all idle memory. All or nothing.
+        The memory is resident, and goes back after the idle timeout like all idle memory; `max_idle` does not hold it down. All or
+        nothing.
 
         Raises
         ------

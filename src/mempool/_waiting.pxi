@@ -1,13 +1,16 @@
 # Who waits for memory: one queue for threads and tasks, in order of arrival.
 #
-# Only the head of the queue tries; whoever leaves wakes the next. A release wakes the head (csrc/pool.c tells that somebody waits). A thread
-# waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is kept for it, so
+# Only the head of the queue tries; whoever leaves wakes the next. A release wakes the head (csrc/pool.c tells that somebody
+# waits). A thread
+# waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is
+# kept for it, so
 # none is lost. No lock is held here: the queue is a deque, whose single operations are atomic.
 from _thread import allocate_lock as _allocate_lock
 from _collections import deque as _deque  # `collections` is a fifth of the time that importing this package takes
 from time import monotonic as _monotonic
 
-# Nobody says when a loop is closed after a task of it was woken, when another thread raises a signal, or (on Windows) when Ctrl-C is pressed;
+# Nobody says when a loop is closed after a task of it was woken, when another thread raises a signal, or (on Windows) when
+# Ctrl-C is pressed;
 # so whoever waits looks up from time to time.
 cdef double LOOK_UP = 0.5
 
