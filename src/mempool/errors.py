@@ -48,9 +48,7 @@ class AccountLimitExceeded(MempoolError, MemoryError):
     used: int
     limit: int
 
-    def __init__(
-        self, message: str, account: str = "", requested: int = 0, used: int = 0, limit: int = 0
-    ) -> None:
+    def __init__(self, message: str, account: str = "", requested: int = 0, used: int = 0, limit: int = 0) -> None:
         super().__init__(message, account, requested, used, limit)
         self.account, self.requested, self.used, self.limit = account, requested, used, limit
 
