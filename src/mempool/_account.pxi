@@ -101,11 +101,15 @@ cdef class Account:
             A limit here or above would be passed, also after idle memory of the pools below that account was given back.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes")
-        self._charge(size)
-        with cython.critical_section(self):
-            self._by_hand += size
-            if self._by_hand > 0:
-                _filled[<uintptr_t><PyObject *>self] = self
+        key = <uintptr_t><PyObject *>self
+        _filled[key] = self
+        try:
+            self._charge(size)
+            with cython.critical_section(self):
+                self._by_hand += size
+        finally:
+            if self._by_hand == 0:
+                _filled.pop(key, None)
 
     cdef int _charge(self, size_t size) except -1:
         """Charge what is discharged by other means than `discharge`."""
@@ -202,18 +206,19 @@ cdef class Account:
         """The accounts directly below, oldest first."""
         self._ready()
         let_go()
-        alive = [ref() for ref in list(self._children.values())]
-        return tuple([child for child in alive if child is not None])
+        alive = []
+        for ref in list(self._children.values()):
+            child = ref()
+            if child is not None:
+                alive.append(child)
+        return tuple(alive)
 
     def tree(self):
         """Return this account and all below as nested dicts of ``name, used, peak, limit, children``."""
-        return {
-            "name": self.name,
-            "used": self.used,
-            "peak": self.peak,
-            "limit": self.limit,
-            "children": [child.tree() for child in self.children],
-        }
+        below = []
+        for child in self.children:
+            below.append(child.tree())
+        return {"name": self.name, "used": self.used, "peak": self.peak, "limit": self.limit, "children": below}
 
     def __repr__(self):
         if self._c is NULL:

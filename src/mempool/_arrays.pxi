@@ -124,7 +124,10 @@ cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_
     else:
         if items > 0:
             return 0
-    shape = tuple([dims[i] for i in range(nd)])
+    shape = []
+    for i in range(nd):
+        shape.append(dims[i])
+    shape = tuple(shape)
     raise ValueError(
         f"shape {shape} of {itemsize} bytes an item does not fit, it goes beyond the end: {left} bytes are left from offset {start}"
     )

@@ -52,6 +52,7 @@ cdef int note_origin(Buffer buffer) except -1:
 cdef void warn_of_leak(tuple origin, BufferPool pool) noexcept:
     """Blames the line that acquired. Where a filter makes it an error, nobody can catch that here: it is reported as unraisable."""
     nbytes, module, stack = origin
-    lines = [f'\n  File "{file}", line {line}, in {function}' for file, line, function in reversed(stack)]
-    text = f"Buffer of {nbytes} bytes from pool {pool.name!r} was never released; acquired at:{''.join(lines)}"
+    text = f"Buffer of {nbytes} bytes from pool {pool.name!r} was never released; acquired at:"
+    for file, line, function in reversed(stack):
+        text += f'\n  File "{file}", line {line}, in {function}'
     PyErr_WarnExplicitObject(ResourceWarning, text, stack[0][0], stack[0][1], module, NULL)

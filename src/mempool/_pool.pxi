@@ -323,11 +323,13 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef mp_class_stats rows[MAX_CLASSES]
         cdef size_t i, count
         count = mp_pool_stats_read(self._ready(), &s, rows, MAX_CLASSES)
-        classes = tuple([SizeClassStats(rows[i].size, rows[i].live, rows[i].idle, rows[i].acquires) for i in range(count)])
+        classes = []
+        for i in range(count):
+            classes.append(SizeClassStats(rows[i].size, rows[i].live, rows[i].idle, rows[i].acquires))
         limit = None if s.limit == MP_NO_LIMIT else s.limit
         return PoolStats(
             s.in_use, s.requested, s.retired, s.idle, s.reserved, s.peak, limit, s.acquires, s.live, s.releases, s.dropped,
-            s.handed_over, s.hits, s.misses, s.waits, s.exhausted, classes,
+            s.handed_over, s.hits, s.misses, s.waits, s.exhausted, tuple(classes),
         )
 
     cdef size_t _read_limit(self) except? 0:

@@ -1,0 +1,1 @@
+"""Benchmarks of mempool: one harness, one module per table, the pure-Python rivals."""

@@ -1,0 +1,172 @@
+"""The plots: one PNG per subject, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Report, cheaper_text, peer, size_text
+
+Curve = Sequence[tuple[float, float]]
+# One look per way through all plots; mempool stands out, its rivals recede.
+LOOKS: dict[str, dict[str, Any]] = {
+    "mempool": {"color": "#c2410c", "linewidth": 2.6, "marker": "o", "zorder": 5},
+    "object()": {"color": "#111827", "linestyle": ":", "marker": ""},
+    "bytearray": {"color": "#64748b", "marker": "s"},
+    "f.read()": {"color": "#0f766e", "marker": "D"},
+    "np.empty": {"color": "#2563eb", "marker": "^"},
+    "np.fromfile": {"color": "#7c3aed", "marker": "P"},
+    "pyarrow.allocate_buffer": {"color": "#a16207", "marker": "v"},
+    "pure-Python pool": {"color": "#15803d", "marker": "x"},
+    "preallocated": {"color": "#9ca3af", "marker": "*"},
+}
+
+
+def draw_all(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Draw what was measured.
+
+    Returns
+    -------
+    list of Path
+        The files written; none where matplotlib is not installed.
+    """
+    if peer("matplotlib") is None:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    drawers = {
+        "break_even": draw_break_even,
+        "lease": draw_lease,
+        "read": draw_read,
+        "window": draw_window,
+        "files": draw_files,
+    }
+    written = []
+    for report in reports:
+        if report.curves and report.name in drawers:
+            written.append(drawers[report.name](report, folder / f"{report.name}.png"))
+    return written
+
+
+def figure_with(panels: int, title: str, height: float = 4.8) -> tuple[Any, list[Any]]:
+    """Make a figure with panels side by side."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, panels, figsize=(6.2 * panels + 0.8, height), squeeze=False, layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    return figure, list(axes[0])
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure and forget it."""
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def lines(axis: Any, curves: Mapping[str, Curve], scale: float = 1.0) -> None:
+    """Draw the curves over size, both axes logarithmic."""
+    for name, points in curves.items():
+        look = {"markersize": 5, "linewidth": 1.4, **LOOKS.get(name, {})}
+        sizes, values = zip(*points, strict=True)
+        axis.plot(sizes, [value * scale for value in values], label=name, **look)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    every = sorted({size for points in curves.values() for size, _ in points})
+    ticks = every if len(every) <= 8 else every[::2]
+    texts = [size_text(size, digits=3) for size in ticks]
+    axis.set_xticks(ticks, texts, rotation=35, ha="right")
+    axis.grid(visible=True, which="major", alpha=0.3)
+    axis.legend(fontsize=9, framealpha=0.9)
+
+
+def nanoseconds(axis: Any) -> None:
+    """Label the y axis with the unit that fits each decade."""
+    from matplotlib.ticker import FuncFormatter
+
+    def text(value: float, _: int) -> str:
+        for factor, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
+            if value >= factor:
+                return f"{value / factor:g} {unit}"
+        return f"{value:g} ns"
+
+    axis.yaxis.set_major_formatter(FuncFormatter(text))
+    axis.set_ylabel("time per operation")
+
+
+def draw_break_even(report: Report, path: Path) -> Path:
+    """Cost by size: acquiring alone, and acquiring to fill."""
+    figure, axes = figure_with(len(report.curves), "Where pooling pays")
+    for axis, (panel, curves) in zip(axes, report.curves.items(), strict=True):
+        lines(axis, curves, 1e9)
+        nanoseconds(axis)
+        said = ", ".join(f"{name} {cheaper_text(curves, name)}" for name in ("bytearray", "np.empty"))
+        axis.set_title(f"{panel}\nmempool is no dearer than: {said}", fontsize=10)
+        axis.set_xlabel("bytes asked for")
+    return save(figure, path)
+
+
+def draw_lease(report: Report, path: Path) -> Path:
+    """Acquire and drop by size, with the line that must not be crossed."""
+    figure, (axis,) = figure_with(1, "pool.acquire(n) and drop, warm")
+    (curves,) = report.curves.values()
+    lines(axis, curves, 1e9)
+    base = dict(curves["object()"])
+    for factor, name, color in ((1.5, "must", "#b91c1c"), (1.1, "aim", "#15803d")):
+        sizes = list(base)
+        values = [base[size] * factor * 1e9 for size in sizes]
+        axis.plot(sizes, values, "--", color=color, linewidth=1, label=f"{name}: {factor}x")
+    axis.set_yscale("linear")
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("ns per operation")
+    axis.set_xlabel("bytes asked for")
+    axis.legend(fontsize=9, loc="lower right")
+    return save(figure, path)
+
+
+def draw_read(report: Report, path: Path) -> Path:
+    """Throughput by file size."""
+    figure, (axis,) = figure_with(1, "Whole file into memory, from the page cache")
+    lines(axis, report.curves["throughput"], 1 / (1 << 30))
+    axis.set_yscale("linear")
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("GiB/s (open, read, drop)")
+    axis.set_xlabel("file size")
+    return save(figure, path)
+
+
+def draw_files(report: Report, path: Path) -> Path:
+    """Throughput of the main job by mean size of each group of files."""
+    figure, (axis,) = figure_with(1, "Files of this machine into NumPy")
+    lines(axis, report.curves["files"], 1 / (1 << 30))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_ylabel("GiB/s (open, read, array, drop)")
+    axis.set_xlabel("mean size of the files of a group")
+    return save(figure, path)
+
+
+def draw_window(report: Report, path: Path) -> Path:
+    """Time and page faults of one operation, as bars; each time with its ratio to mempool's."""
+    figure, axes = figure_with(len(report.curves), report.title, height=3.6)
+    ratios = {row.rival: row.ratio.median for row in report.rows if row.ratio is not None}
+    for axis, (panel, curves) in zip(axes, report.curves.items(), strict=True):
+        timed = panel.startswith("time")
+        names = list(curves)[::-1]
+        values = [curves[name][0][1] * (1e6 if timed else 1.0) for name in names]
+        colors = [LOOKS.get(name, {}).get("color", "#64748b") for name in names]
+        texts = [f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in values]
+        if timed:
+            texts = [
+                f"{text} us ({ratios[name]:.2f}x mempool)" if name in ratios else f"{text} us"
+                for name, text in zip(names, texts, strict=True)
+            ]
+        axis.bar_label(axis.barh(names, values, color=colors), texts, padding=4, fontsize=9)
+        axis.margins(x=0.62 if timed else 0.15)
+        axis.set_title(panel)
+        axis.set_xlabel("us" if timed else "faults")
+        axis.grid(visible=True, axis="x", alpha=0.3)
+    return save(figure, path)

@@ -1,0 +1,43 @@
+"""What every test may use."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing about right or wrong, and under a sanitizer it takes long.
+settings.register_profile("mempool", settings(), deadline=None)
+settings.load_profile("mempool")
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a snippet in a fresh process: `run_python(code, *args, env=None, options=(), check=True, timeout=60)`.
+
+    `env` is laid over the current environment (a value of None removes), `options` go to the interpreter (`-X dev`),
+    anything else to `subprocess.run`. With `check`, a failing snippet fails the test and shows what it printed.
+    """
+
+    def run(
+        code: str,
+        *args: object,
+        env: Mapping[str, str | None] | None = None,
+        options: Sequence[str] = (),
+        check: bool = True,
+        timeout: float = 60,
+        **kwargs: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+        command = [sys.executable, *options, "-c", textwrap.dedent(code), *map(str, args)]
+        kwargs = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | kwargs
+        done = subprocess.run(command, env=environment, timeout=timeout, **kwargs)
+        if check and done.returncode != 0:
+            pytest.fail(f"exit code {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}")
+        return done
+
+    return run

@@ -1,0 +1,408 @@
+"""The surface of pools and accounts: names, signatures, what bad input raises, and that it changes nothing."""
+
+import inspect
+import math
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mempool
+from mempool import Account, Buffer, BufferPool, accounting
+from support import MIB, books, nothing_changes
+
+TOP = {"BufferPool", "Buffer", "default_pool", "acquire", "Account", "configure", "TRACEMALLOC_DOMAIN", "__version__"}
+TOP |= {"MempoolError", "PoolExhausted", "AccountLimitExceeded", "StaleHandle", "MappingError", "PoolStats"}
+
+SIGNATURES = {
+    BufferPool.acquire: "(nbytes, *, zero=False, timeout=0)",
+    BufferPool.acquire_async: "(nbytes, *, zero=False, timeout=None)",
+    BufferPool.reserve: "(nbytes, count=1)",
+    BufferPool.trim: "(target=0)",
+    BufferPool.stats: "()",
+    BufferPool.close: "()",
+    Buffer.array: "(dtype='u1', shape=None, *, offset=0, order='C')",
+    Buffer.resize: "(nbytes)",
+    Buffer.readonly: "()",
+    Buffer.tobytes: "()",
+    Buffer.release: "()",
+    Buffer.__dlpack__: "(*, stream=None, max_version=None, dl_device=None, copy=None)",
+    Buffer.__dlpack_device__: "()",
+    Account.charge: "(nbytes)",
+    Account.discharge: "(nbytes)",
+    Account.charged: "(nbytes)",
+    Account.track: "(obj, nbytes)",
+    Account.tree: "()",
+    accounting.root_account: "()",
+    mempool.default_pool: "()",
+    mempool.acquire: "(nbytes, *, zero=False, timeout=0)",
+    mempool.configure: "(**settings)",
+    BufferPool: "(limit=None, *, max_idle=None, idle_timeout=10.0, alignment=64, huge_pages=None, zero_on_release=False, "
+    "leak_detection=None, account=None, name=None)",
+    Account: "(name, *, limit=None, parent=None)",
+}
+
+
+def bare_signature(function: Callable[..., Any]) -> str:
+    signature = inspect.signature(function)
+    shown = [
+        parameter.replace(annotation=parameter.empty, kind=parameter.kind)
+        for parameter in signature.parameters.values()
+        if parameter.name != "self"
+    ]
+    return str(signature.replace(parameters=shown, return_annotation=signature.empty))
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signatures(function: Callable[..., Any]) -> None:
+    assert bare_signature(function) == SIGNATURES[function]
+
+
+def test_names_at_the_top() -> None:
+    assert set(mempool.__all__) >= TOP
+    assert all(hasattr(mempool, name) for name in mempool.__all__)
+    assert set(dir(mempool)) >= TOP | {"accounting", "errors"}
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = mempool.nonsense  # type: ignore[attr-defined]
+
+
+def test_submodules_load_when_touched(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    code = """
+        import sys, mempool
+        assert not {"numpy", "psutil", "asyncio", "mempool.accounting"} & set(sys.modules)
+        assert mempool.accounting.root_account().name == "root"
+        assert mempool.units.parse_size("1KiB") == 1024
+    """
+    run_python(code)
+
+
+@pytest.mark.parametrize("thing", [BufferPool, Buffer, Account], ids=lambda thing: thing.__name__)
+def test_everything_public_is_documented(thing: type) -> None:
+    for name, member in vars(thing).items():
+        if not name.startswith("_"):
+            assert inspect.getdoc(member), name
+
+
+def test_the_pool_knows_itself() -> None:
+    pool = BufferPool(limit="1MiB", name="mine")
+    assert (pool.name, pool.account.name, pool.limit, pool.closed) == ("mine", "mine", MIB, False)
+    assert pool.account.parent is accounting.root_account()
+    assert BufferPool().name != BufferPool().name
+    for word in ("'mine'", str(MIB)):
+        assert word in repr(pool)
+    pool.close()
+    assert "closed" in repr(pool)
+
+
+@pytest.mark.parametrize("name", ["name", "account", "closed"])
+def test_what_the_pool_says_of_itself_is_read_only(name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(BufferPool(), name, None)
+
+
+# ---- bad input: (value, exception, what the message must name)
+
+Bad = tuple[object, type[Exception], str]
+
+NEVER_A_SIZE: list[Bad] = [
+    (-1, ValueError, "-1"),
+    (-(2**80), ValueError, str(-(2**80))),
+    (1.5, TypeError, "1.5"),
+    (math.nan, TypeError, "nan"),
+    (math.inf, TypeError, "inf"),
+    (True, TypeError, "True"),
+    ([1], TypeError, "[1]"),
+    (b"1", TypeError, "b'1'"),
+    ("", ValueError, "''"),
+    ("-1KiB", ValueError, "'-1KiB'"),
+    ("nan", ValueError, "'nan'"),
+    ("64 furlongs", ValueError, "'64 furlongs'"),
+    ("1K", ValueError, "'1K'"),
+    (2**63, OverflowError, str(2**63)),
+    (10**30, OverflowError, str(10**30)),
+    ("9999999PiB", OverflowError, str(9999999 << 50)),
+]
+BAD_SIZES: list[Bad] = [*NEVER_A_SIZE, (None, TypeError, "None")]
+BAD_LIMITS: list[Bad] = [*NEVER_A_SIZE, (0, ValueError, "0"), ("0KiB", ValueError, "'0KiB'")]
+BAD_DURATIONS: list[Bad] = [
+    (-1, ValueError, "-1"),
+    (-0.5, ValueError, "-0.5"),
+    (math.nan, ValueError, "nan"),
+    (True, TypeError, "True"),
+    ([1], TypeError, "[1]"),
+    ("", ValueError, "''"),
+    ("-1s", ValueError, "'-1s'"),
+    ("1 parsec", ValueError, "'1 parsec'"),
+]
+BAD_ALIGNMENTS: list[Bad] = [
+    (0, ValueError, "0"),
+    (-8, ValueError, "-8"),
+    (3, ValueError, "3"),
+    (96, ValueError, "96"),
+    (1 << 22, ValueError, str(1 << 22)),
+    (1 << 80, ValueError, str(1 << 80)),
+    (64.0, TypeError, "64.0"),
+    (True, TypeError, "True"),
+    (None, TypeError, "None"),
+    ("64", TypeError, "'64'"),
+]
+BAD_COUNTS: list[Bad] = [
+    (-1, ValueError, "-1"),
+    (2**70, OverflowError, str(2**70)),
+    (1.0, TypeError, "1.0"),
+    (True, TypeError, "True"),
+    (None, TypeError, "None"),
+    ("1", TypeError, "'1'"),
+]
+BAD_SWITCHES: list[Bad] = [(1, TypeError, "1"), ("yes", TypeError, "'yes'"), (0.0, TypeError, "0.0")]
+BAD_NAMES: list[Bad] = [(5, TypeError, "5"), (b"x", TypeError, "b'x'")]
+BAD_ACCOUNTS: list[Bad] = [(5, TypeError, "5"), ("io", TypeError, "'io'")]
+BAD_LEAK_MODES: list[Bad] = [("loud", ValueError, "'loud'"), ("", ValueError, "''"), (3, TypeError, "3")]
+
+
+class Subjects:
+    """A pool with a live lease, an idle block and an account: everything that bad input could hurt."""
+
+    def __init__(self) -> None:
+        self.parent = Account("parent", limit="8MiB")
+        self.pool = BufferPool(limit="4MiB", account=self.parent, leak_detection="off")
+        self.pool.acquire("64KiB").release()
+        self.buffer = self.pool.acquire(1000)
+        self.buffer[:] = bytes(range(250)) * 4
+        self.account = Account("child", parent=self.parent)
+        self.account.charge(500)
+
+
+Call = Callable[[Subjects, Any], object]
+
+CALLS: dict[str, tuple[Call, list[Bad]]] = {
+    "acquire": (lambda s, value: s.pool.acquire(value), BAD_SIZES),
+    "acquire waiting": (lambda s, value: s.pool.acquire(value, timeout=None), BAD_SIZES),
+    "acquire_async": (lambda s, value: s.pool.acquire_async(value), BAD_SIZES),
+    "mempool.acquire": (lambda s, value: mempool.acquire(value), BAD_SIZES),
+    "reserve": (lambda s, value: s.pool.reserve(value), BAD_SIZES),
+    "reserve count": (lambda s, value: s.pool.reserve(64, value), BAD_COUNTS),
+    "trim": (lambda s, value: s.pool.trim(value), BAD_SIZES),
+    "resize": (lambda s, value: s.buffer.resize(value), BAD_SIZES),
+    "timeout": (lambda s, value: s.pool.acquire(64, timeout=value), BAD_DURATIONS),
+    "timeout async": (lambda s, value: s.pool.acquire_async(64, timeout=value), BAD_DURATIONS),
+    "pool.limit": (lambda s, value: setattr(s.pool, "limit", value), BAD_LIMITS),
+    "pool.leak_detection": (lambda s, value: setattr(s.pool, "leak_detection", value), BAD_LEAK_MODES),
+    "BufferPool limit": (lambda s, value: BufferPool(value, account=s.parent), BAD_LIMITS),
+    "BufferPool max_idle": (lambda s, value: BufferPool(max_idle=value, account=s.parent), NEVER_A_SIZE),
+    "BufferPool idle_timeout": (lambda s, value: BufferPool(idle_timeout=value, account=s.parent), BAD_DURATIONS),
+    "BufferPool alignment": (lambda s, value: BufferPool(alignment=value, account=s.parent), BAD_ALIGNMENTS),
+    "BufferPool huge_pages": (lambda s, value: BufferPool(huge_pages=value, account=s.parent), BAD_SWITCHES),
+    "BufferPool zero_on_release": (lambda s, value: BufferPool(zero_on_release=value, account=s.parent), BAD_SWITCHES),
+    "BufferPool leak_detection": (lambda s, value: BufferPool(leak_detection=value, account=s.parent), BAD_LEAK_MODES),
+    "BufferPool account": (lambda s, value: BufferPool(account=value), BAD_ACCOUNTS),
+    "BufferPool name": (lambda s, value: BufferPool(name=value, account=s.parent), BAD_NAMES),
+    "charge": (lambda s, value: s.account.charge(value), BAD_SIZES),
+    "discharge": (lambda s, value: s.account.discharge(value), BAD_SIZES),
+    "charged": (lambda s, value: s.account.charged(value), BAD_SIZES),
+    "track": (lambda s, value: s.account.track(s, value), BAD_SIZES),
+    "account.limit": (lambda s, value: setattr(s.account, "limit", value), BAD_LIMITS),
+    "Account limit": (lambda s, value: Account("x", limit=value, parent=s.parent), BAD_LIMITS),
+    "Account name": (lambda s, value: Account(value, parent=s.parent), [*BAD_NAMES, (None, TypeError, "None")]),
+    "Account parent": (lambda s, value: Account("x", parent=value), BAD_ACCOUNTS),
+}
+ROWS = [pytest.param(name, *bad, id=f"{name}: {bad[2]}") for name, (_, table) in CALLS.items() for bad in table]
+
+
+@pytest.mark.parametrize(("call", "value", "error", "named"), ROWS)
+def test_bad_input(call: str, value: object, error: type[Exception], named: str) -> None:
+    subjects = Subjects()
+    content = subjects.buffer.tobytes()
+    with nothing_changes(subjects.pool, subjects.parent, subjects.account), pytest.raises(error) as caught:
+        CALLS[call][0](subjects, value)
+    assert type(caught.value) is error
+    assert named in str(caught.value)
+    assert subjects.buffer.tobytes() == content
+    assert subjects.pool.limit == 4 * MIB
+
+
+@pytest.mark.parametrize("nbytes", [2**47 + 1, 2**62, "7000PiB"])
+@pytest.mark.parametrize("limit", [None, "4MiB"])
+@pytest.mark.parametrize("timeout", [0, None])
+def test_what_no_machine_has(nbytes: int | str, limit: str | None, timeout: int | None) -> None:
+    pool = BufferPool(limit)
+    with nothing_changes(pool), pytest.raises(MemoryError, match=str(mempool.units.parse_size(nbytes))):
+        pool.acquire(nbytes, timeout=timeout)
+    with nothing_changes(pool), pytest.raises(MemoryError):
+        pool.reserve(nbytes)
+
+
+@pytest.mark.parametrize("call", ["acquire", "reserve"])
+def test_a_refused_request_leaves_no_size_class(call: str) -> None:
+    pool = BufferPool("64KiB")
+    with nothing_changes(pool), pytest.raises(mempool.PoolExhausted):
+        getattr(pool, call)("1MiB")
+    assert pool.stats().size_classes == ()
+
+
+@pytest.mark.parametrize("arguments", [(), (1, True), (1, 2, 3)])
+def test_switches_are_named(arguments: tuple[Any, ...]) -> None:
+    pool = BufferPool()
+    with pytest.raises(TypeError):
+        pool.acquire(*arguments)
+    with pytest.raises(TypeError):
+        BufferPool(1, *arguments, 3)
+
+
+@pytest.mark.parametrize("alignment", [1, 2, 16, 64, 128, 4096, 1 << 16, 1 << 21])
+def test_alignment(alignment: int) -> None:
+    pool = BufferPool(alignment=alignment)
+    buffers = [pool.acquire(nbytes) for nbytes in (1, 65, 1000, 4096, 5000, 70000)]
+    assert [buffer.address % alignment for buffer in buffers] == [0] * len(buffers)
+
+
+@pytest.mark.parametrize("huge_pages", [None, True, False])
+def test_huge_pages_change_no_content(huge_pages: bool | None) -> None:
+    pool = BufferPool(huge_pages=huge_pages)
+    for nbytes in (100, 5000, 3 * MIB):
+        with pool.acquire(nbytes, zero=True) as buffer:
+            assert buffer.tobytes() == bytes(nbytes)
+            buffer[:] = b"\xff" * nbytes
+
+
+# ---- promise 5: what size classes waste
+
+SIZES = sorted(
+    {1 << power for power in range(23)}
+    | {(1 << power) + more for power in range(6, 23) for more in (-1, 1, 63, 64, 65, 4095, 4097)}
+    | {round(1.21**power) for power in range(80)}
+    | set(range(1024, 4097, 61))
+    | {32769, 36865, 40961, 65537, 69633}
+)
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["new", "from idle memory of other classes"])
+def test_size_classes_waste_little(warm: bool) -> None:
+    pool = BufferPool()
+    if warm:
+        for nbytes in SIZES:
+            pool.acquire(nbytes).release()
+    for nbytes in SIZES:
+        with pool.acquire(nbytes) as buffer:
+            capacity, address = buffer.capacity, buffer.address
+        assert capacity >= nbytes
+        assert address % 64 == 0
+        if 1024 <= nbytes <= 4096 or nbytes > 32768:
+            assert capacity - nbytes <= nbytes / 8, nbytes
+        if nbytes >= 4096:
+            assert (capacity % 4096, address % 4096) == (0, 0), nbytes
+        if nbytes >= 2 * MIB:
+            assert address % (2 * MIB) == 0, nbytes
+
+
+def test_capacity_is_what_stats_call_in_use() -> None:
+    pool = BufferPool()
+    buffers = [pool.acquire(nbytes) for nbytes in SIZES[::7]]
+    stats = pool.stats()
+    assert stats.in_use == sum(buffer.capacity for buffer in buffers)
+    assert stats.requested == sum(SIZES[::7])
+
+
+# ---- the pool after its end, before its beginning, and twice
+
+
+def test_a_closed_pool_lends_nothing_and_still_answers() -> None:
+    pool = BufferPool(name="gone")
+    buffer = pool.acquire(5000)
+    pool.close()
+    pool.close()
+    for call in (pool.acquire, pool.reserve, pool.acquire_async):
+        for nbytes in (0, 5000, "9999PB"):
+            with nothing_changes(pool), pytest.raises((ValueError, OverflowError), match=r"gone|addressed"):
+                call(nbytes)
+    with pytest.raises(ValueError, match="gone"), pool:
+        pass
+    assert pool.trim() == 0
+    buffer[:5] = b"still"
+    assert (bytes(buffer[:5]), pool.stats().live, pool.closed) == (b"still", 1, True)
+    buffer.release()
+    assert pool.stats().reserved == 0
+
+
+def test_with_closes() -> None:
+    with BufferPool() as pool:
+        pool.acquire(5000).release()
+        assert pool.stats().idle > 0
+    assert pool.closed
+    assert pool.stats().idle == 0
+
+
+def test_a_pool_that_was_never_initialised() -> None:
+    pool = BufferPool.__new__(BufferPool)
+    calls: list[Callable[[], object]] = [
+        lambda: pool.acquire(1),
+        lambda: pool.acquire(1, timeout=None),
+        lambda: pool.acquire_async(1),
+        lambda: pool.reserve(1),
+        lambda: pool.reserve(1, 0),
+        pool.trim,
+        pool.stats,
+        pool.close,
+        pool.__enter__,
+        lambda: pool.limit,
+        lambda: setattr(pool, "limit", 5),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="never initialised"):
+            call()
+    assert "not initialised" in repr(pool)
+    pool.__init__(limit=64)  # type: ignore[misc]
+    assert len(pool.acquire(1)) == 1
+
+
+def test_an_account_that_was_never_initialised() -> None:
+    account = Account.__new__(Account)
+    calls: list[Callable[[], object]] = [
+        lambda: account.charge(1),
+        lambda: account.discharge(0),
+        lambda: account.charged(1).__enter__(),
+        lambda: account.track(BufferPool(), 1),
+        lambda: account.used,
+        lambda: account.peak,
+        lambda: account.limit,
+        lambda: setattr(account, "limit", 1),
+        lambda: account.children,
+        account.tree,
+        lambda: Account("child", parent=account),
+        lambda: BufferPool(account=account),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="never initialised"):
+            call()
+    assert "not initialised" in repr(account)
+
+
+def test_nothing_is_initialised_twice() -> None:
+    pool, account = BufferPool("1MiB", name="once"), Account("once", limit=100)
+    buffer = pool.acquire(100)
+    before = books(pool, account)
+    with pytest.raises(RuntimeError, match="once"):
+        pool.__init__(limit=5, name="twice")  # type: ignore[misc]
+    with pytest.raises(RuntimeError, match="once"):
+        account.__init__("twice")  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        buffer.__init__()  # type: ignore[misc]
+    assert books(pool, account) == before
+    assert len(buffer) == 100
+
+
+def test_a_failed_initialisation_may_be_repeated() -> None:
+    pool = BufferPool.__new__(BufferPool)
+    with pytest.raises(ValueError, match="-1"):
+        pool.__init__(limit=-1)  # type: ignore[misc]
+    pool.__init__()  # type: ignore[misc]
+    pool.acquire(10).release()
+
+
+def test_pools_can_be_subclassed() -> None:
+    class Mine(BufferPool):
+        pass
+
+    with Mine("1MiB").acquire(10) as buffer:
+        assert type(buffer.pool) is Mine

@@ -1,0 +1,214 @@
+"""What the documentation shows works, what it links to exists, and the reference leaves nothing out.
+
+Run by hand, `python tests/test_docs.py docs/buffers.md` shows which examples of a page fail.
+"""
+
+import doctest
+import inspect
+import mmap
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mempool
+import mempool._core
+import mempool._records
+import mempool.accounting
+import mempool.errors
+import mempool.settings
+import mempool.units
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINKING = [*PAGES, *ROOT.glob("csrc/*.md"), *ROOT.glob("benchmarks/*.md")]
+MODULES = [
+    mempool,
+    mempool._core,
+    mempool._records,
+    mempool.accounting,
+    mempool.errors,
+    mempool.settings,
+    mempool.units,
+]
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+# Pages show the figures of a common machine: POSIX, pages of 4 KiB.
+common_machine = pytest.mark.skipif(
+    not hasattr(os, "preadv") or mmap.PAGESIZE != 4096, reason="the pages show preadv and figures of 4 KiB pages"
+)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    """The prose of a page: examples are full of brackets that are no links, and of comments that are no headings."""
+    return FENCE.sub("", text)
+
+
+# ---- the pages ----
+
+
+def page_as_doctest(page: Path) -> doctest.DocTest:
+    """All `python` blocks of a page as one doctest, each line where it stands in the page."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * text.count("\n")
+    for block in FENCE.finditer(text):
+        if block[1] == "python":
+            first = text.count("\n", 0, block.start(2))
+            code = block[2].splitlines()
+            lines[first : first + len(code)] = code
+    return doctest.DocTestParser().get_doctest("\n".join(lines), {}, page.name, str(page), 0)
+
+
+def run_page(page: Path) -> int:
+    """Run the examples of a page; how many failed."""
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner.run(page_as_doctest(page))
+    return runner.summarize(verbose=False).failed
+
+
+@common_machine
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text(encoding="utf-8")], ids=name_of)
+def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    """In an interpreter and a folder of its own: pages fork, warn, and change settings."""
+    assert page_as_doctest(page).examples
+    command = [sys.executable, "-W", "error", __file__, str(page)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mempool.__file__).resolve().parent.parent)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_blocks_are_examples(page: Path) -> None:
+    """A block without a prompt would look as if it were tested."""
+    blocks = [block[2] for block in FENCE.finditer(page.read_text(encoding="utf-8")) if block[1] == "python"]
+    assert [block for block in blocks if ">>> " not in block] == []
+
+
+# ---- the docstrings ----
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Every docstring of the package, compiled ones too, which doctest's own finder does not all see."""
+    for module in MODULES:
+        yield module.__name__, module.__doc__ or ""
+        for name, value in vars(module).items():
+            if is_own(value, module):
+                yield f"{module.__name__}.{name}", value.__doc__ or ""
+                yield from docstrings_of_class(value)
+
+
+def is_own(value: object, module: ModuleType) -> bool:
+    described = inspect.isclass(value) or inspect.isroutine(value)
+    return described and getattr(value, "__module__", None) == module.__name__
+
+
+def docstrings_of_class(cls: object) -> Iterator[tuple[str, str]]:
+    if not inspect.isclass(cls):
+        return
+    for name, value in vars(cls).items():
+        if inspect.isroutine(value) or inspect.isdatadescriptor(value):
+            yield f"{cls.__module__}.{cls.__qualname__}.{name}", value.__doc__ or ""
+
+
+EXAMPLES = [(name, text) for name, text in docstrings() if ">>>" in text]
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_examples_of_a_docstring_run(name: str, text: str) -> None:
+    module = next(module for module in reversed(MODULES) if name.startswith(module.__name__))
+    test = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), dict(vars(module)), name, None, None)
+    runner = doctest.DocTestRunner()
+    shown: list[str] = []
+    runner.run(test, out=shown.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(shown)
+
+
+def test_examples_of_compiled_docstrings_are_found() -> None:
+    names = {name for name, _ in EXAMPLES}
+    assert {"mempool._core.Buffer", "mempool._core.BufferPool", "mempool._core.Account"} <= names
+
+
+# ---- the reference ----
+
+
+def public(value: object) -> set[str]:
+    return {name for name in dir(value) if not name.startswith("_")}
+
+
+REFERENCE = ROOT / "docs" / "reference.md"
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ("Top level", set(mempool.__all__)),
+        ("BufferPool", public(mempool.BufferPool)),
+        ("Buffer", public(mempool.Buffer)),
+        ("PoolStats", public(mempool.PoolStats) | public(mempool.SizeClassStats)),
+        ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
+        ("Errors", set(mempool.errors.__all__)),
+        ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
+        ("Units", set(mempool.units.__all__)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_reference_names_everything(section: str, names: set[str]) -> None:
+    sections = re.split(r"^## ", REFERENCE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (text,) = [text for text in sections if text.startswith(section + "\n")]
+    assert {name for name in names if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_everything_public_is_documented() -> None:
+    described = {name: text for name, text in docstrings() if not name.split(".")[-1].startswith("_")}
+    classes = (mempool.Buffer, mempool.BufferPool, mempool.Account)
+    expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
+    expected |= {"mempool._core.acquire", "mempool._core.default_pool", "mempool._core.root_account"}
+    assert {name for name in expected if not described.get(name)} == set()
+
+
+# ---- links ----
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    titles = HEADING.findall(without_code(page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        if not file.is_file() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_readme_links_every_page() -> None:
+    if not REFERENCE.exists():
+        pytest.skip("the documentation is not here")
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {name_of(page) for page in PAGES if page.parent.name == "docs"} - {"docs/index.md", "docs/changelog.md"}
+    assert pages - linked == set()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_page(Path(sys.argv[1])))

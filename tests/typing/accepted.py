@@ -1,0 +1,144 @@
+"""What a type checker must accept, with the types that it must see. Checked, never run."""
+
+import asyncio
+import ctypes
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
+from typing import Any, Literal, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mempool
+from mempool import Account, Buffer, BufferPool, PoolStats, SizeClassStats
+from mempool.accounting import root_account
+
+
+def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:
+    BufferPool()
+    BufferPool("1GiB")
+    BufferPool(1 << 30, max_idle="64MiB", idle_timeout="10s", alignment=4096, huge_pages=True, zero_on_release=True)
+    BufferPool(None, max_idle=0, idle_timeout=None, leak_detection="sampled", account=account, name="reader")
+    assert_type(pool.acquire("64KiB"), Buffer)
+    assert_type(pool.acquire(10, zero=True, timeout=None), Buffer)
+    assert_type(pool.acquire(nbytes, timeout="500ms"), Buffer)
+    assert_type(pool.limit, int | None)
+    pool.limit = "1MiB"
+    pool.limit = None
+    assert_type(pool.leak_detection, Literal["off", "sampled", "full"])
+    pool.leak_detection = "full"
+    pool.leak_detection = None
+    assert_type(pool.trim(), int)
+    assert_type(pool.trim("1MiB"), int)
+    pool.reserve("1MiB", 4)
+    assert_type(pool.name, str)
+    assert_type(pool.account, Account)
+    assert_type(pool.closed, bool)
+    with pool as same:
+        assert_type(same, BufferPool)
+    assert_type(mempool.default_pool(), BufferPool)
+    assert_type(mempool.acquire("1KiB", zero=True), Buffer)
+    assert_type(mempool.TRACEMALLOC_DOMAIN, int)
+    mempool.configure(limit="1GiB", leak_detection="off")
+
+
+def buffers(b: Buffer, pool: BufferPool) -> None:
+    assert_type(len(b), int)
+    assert_type(b.nbytes, int)
+    assert_type(b.capacity, int)
+    assert_type(b.address, int)
+    assert_type(b.released, bool)
+    assert_type(b.pool, BufferPool)
+    assert_type(b[0], int)
+    assert_type(b[np.int8(0)], int)
+    assert_type(b[1:2], memoryview)
+    b[0] = 5
+    b[0:3] = b"abc"
+    b[0:3] = memoryview(b"abc")
+    b[:] = b
+    b.resize("1KiB")
+    assert_type(b.readonly(), memoryview)
+    assert_type(b.tobytes(), bytes)
+    assert_type(b == b"abc", bool)
+    with b as same:
+        assert_type(same, Buffer)
+    with pool.acquire(10) as made:
+        assert_type(made, Buffer)
+
+
+def arrays(b: Buffer) -> None:
+    assert_type(b.array(), NDArray[np.uint8])
+    assert_type(b.array(shape=(2, 3), offset=1, order="F"), NDArray[np.uint8])
+    assert_type(b.array(np.float32), NDArray[np.float32])
+    assert_type(b.array(np.dtype(np.int64), 5), NDArray[np.int64])
+    assert_type(b.array("f8", (2, 2)), NDArray[Any])
+
+
+def bytes_like(b: Buffer) -> None:
+    assert_type(memoryview(b), memoryview[int])
+    assert_type(bytes(b), bytes)
+    bytearray(b)
+    b"".join([b])
+    if sys.version_info >= (3, 12):  # before, NumPy's stubs know no other buffers than those of the library
+        b[0:3] = np.zeros(3, "u1")
+        np.frombuffer(b, np.uint8)
+        np.ndarray(5, np.uint8, buffer=b)
+    np.from_dlpack(b)
+    (ctypes.c_char * 5).from_buffer(b)
+    with open("/dev/null", "r+b", buffering=0) as file:
+        file.readinto(b)
+        file.write(b)
+
+
+async def tasks(pool: BufferPool) -> None:
+    assert_type(await pool.acquire_async("64KiB"), Buffer)
+    async with pool.acquire_async(64, zero=True, timeout="1s") as b:
+        assert_type(b, Buffer)
+    assert_type(asyncio.create_task(pool.acquire_async(64)), asyncio.Task[Buffer])
+    assert_type(await asyncio.wait_for(pool.acquire_async(64), 1), Buffer)
+    awaited: Coroutine[Any, Any, Buffer] = pool.acquire_async(64)
+    await awaited
+
+
+def figures(pool: BufferPool) -> None:
+    stats = pool.stats()
+    assert_type(stats, PoolStats)
+    assert_type(stats.in_use, int)
+    assert_type(stats.limit, int | None)
+    assert_type(stats.hit_rate, float)
+    assert_type(stats.fragmentation, float)
+    assert_type(stats.size_classes, tuple[SizeClassStats, ...])
+    assert_type(stats.size_classes[0].idle, int)
+
+
+def accounts(thing: object) -> None:
+    account = Account("io", limit="1MiB", parent=root_account())
+    account.charge("1KiB")
+    account.discharge(1024)
+    assert_type(account.charged(5), AbstractContextManager[Account, None])
+    with account.charged("1KiB") as same:
+        assert_type(same, Account)
+    account.track(thing, 100)
+    assert_type(account.used, int)
+    assert_type(account.peak, int)
+    assert_type(account.limit, int | None)
+    account.limit = "2MiB"
+    account.limit = None
+    assert_type(account.children, tuple[Account, ...])
+    assert_type(account.parent, Account | None)
+    tree = account.tree()
+    assert_type(tree["used"], int)
+    assert_type(tree["limit"], int | None)
+    assert_type(tree["children"][0]["name"], str)
+
+
+def failures(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except mempool.PoolExhausted as error:
+        assert_type(error.requested, int)
+        assert_type(error.in_use, int)
+        assert_type(error.limit, int)
+    except mempool.AccountLimitExceeded as error:
+        assert_type(error.account, str)

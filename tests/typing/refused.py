@@ -1,0 +1,45 @@
+"""What a type checker must refuse: each line has an error that is expected, and mypy complains of any that is not there."""
+
+from mempool import Account, Buffer, BufferPool
+
+
+def pools(pool: BufferPool) -> None:
+    BufferPool(1.5)  # type: ignore[arg-type]
+    BufferPool("1GiB", "1MiB")  # type: ignore[call-arg]
+    BufferPool(alignment="64")  # type: ignore[arg-type]
+    BufferPool(leak_detection="loud")  # type: ignore[arg-type]
+    BufferPool(account="io")  # type: ignore[arg-type]
+    pool.acquire()  # type: ignore[call-arg]
+    pool.acquire(None)  # type: ignore[arg-type]
+    pool.acquire(1.5)  # type: ignore[arg-type]
+    pool.acquire(1, True)  # type: ignore[call-arg]
+    pool.acquire(1, timeout=[1])  # type: ignore[arg-type]
+    pool.leak_detection = "loud"  # type: ignore[assignment]
+    pool.name = "other"  # type: ignore[misc]
+
+
+def buffers(b: Buffer) -> None:
+    b.nbytes = 5  # type: ignore[misc]
+    _ = b["a"]  # type: ignore[call-overload]
+    b[0] = "a"  # type: ignore[call-overload]
+    b[0:1] = 5  # type: ignore[call-overload]
+    b[0:1] = "a"  # type: ignore[call-overload]
+    b.resize(1.5)  # type: ignore[arg-type]
+    b.array("u1", order="K")  # type: ignore[call-overload]
+    _ = b < b  # type: ignore[operator]
+
+    class Mine(Buffer):  # type: ignore[misc]
+        pass
+
+
+async def tasks(pool: BufferPool) -> None:
+    pool.acquire_async(64).array()  # type: ignore[attr-defined]
+    with pool.acquire_async(64):  # type: ignore[attr-defined]
+        pass
+
+
+def accounts(account: Account) -> None:
+    Account()  # type: ignore[call-arg]
+    Account("io", parent="root")  # type: ignore[arg-type]
+    account.charge(1.5)  # type: ignore[arg-type]
+    account.used = 5  # type: ignore[misc]
