@@ -1,7 +1,10 @@
 /* check.c: walks a pool and tells whether all that types.h promises holds. Debug builds do it after each slow step. */
 #include "internal.h"
 
-typedef struct tally { size_t carved, cold, idle, live, retired; } tally;
+typedef struct tally {
+    size_t carved, cold, idle, live, retired;
+    size_t states[MP__RETIRED + 1]; /* what the blocks say of themselves */
+} tally;
 
 static bool chunk_is_valid(const mp__class *cls, const mp__chunk *chunk, bool open, tally *sum) {
     size_t cold = 0;
@@ -14,8 +17,9 @@ static bool chunk_is_valid(const mp__class *cls, const mp__chunk *chunk, bool op
     }
     for (size_t i = 0; i < chunk->carved; i++) {
         const mp__block *block = &chunk->blocks[i];
-        if (block->cls != cls || block->lease.data != chunk->base + i * cls->size || block->lease.capacity != cls->size)
-            return false;
+        if (block->cls != cls || block->chunk != chunk || block->lease.data != chunk->base + i * cls->size) return false;
+        if (block->lease.capacity != cls->size || block->state > MP__RETIRED) return false;
+        sum->states[block->state]++;
     }
     sum->carved += chunk->carved;
     sum->cold += cold;
@@ -51,6 +55,8 @@ static bool class_is_valid(const mp__class *cls, size_t *reserved) {
         add_shard(&cls->shards[k], &sum);
     }
     *reserved += (sum.carved - sum.cold) * cls->size;
+    if (sum.states[MP__COLD] != sum.cold || sum.states[MP__IDLE] != sum.idle) return false;
+    if (sum.states[MP__LIVE] != sum.live || sum.states[MP__RETIRED] != sum.retired) return false;
     return cls->detached == NULL && cls->sorted == NULL && sum.carved - sum.cold == sum.live + sum.retired + sum.idle;
 }
 

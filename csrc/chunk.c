@@ -50,8 +50,9 @@ static size_t chunk_capacity(const mp__class *cls) {
     if (pool->config.huge == MP_HUGE_ALWAYS) target = huge;
     else if (is_paged(cls) && cls->size * 16 > target) target = cls->size * 16 < huge ? cls->size * 16 : huge;
     size_t capacity = target / cls->size, most = (pool->limit - pool->reserved) / cls->size;
+    size_t page = mp__os_page_size(), least = is_paged(cls) ? 1 : page / cls->size; /* a page is taken in any case */
     if (capacity > most) capacity = most;
-    return capacity > 0 ? capacity : 1;
+    return capacity > least ? capacity : least;
 }
 
 static mp_status map_chunk(mp__class *cls, size_t capacity, mp__chunk **out) {
@@ -90,7 +91,10 @@ static mp_status open_chunk(mp__class *cls, mp__chunk **out) {
 static mp_status warm_one(mp__class *cls, mp__chunk *chunk, mp__block **out) {
     const mp_source *source = cls->pool->config.source;
     mp__block *block = chunk->cold;
-    if (source->commit(source->context, block->lease.data, cls->size) != MP_OK) return MP_ERR_NOMEM;
+    size_t grain = mp__os_page_size() - 1; /* blocks under a page lie anywhere in theirs */
+    char *start = (char *)((uintptr_t)block->lease.data & ~(uintptr_t)grain);
+    size_t span = ((size_t)((char *)block->lease.data - start) + cls->size + grain) & ~grain;
+    if (source->commit(source->context, start, span) != MP_OK) return MP_ERR_NOMEM;
     chunk->cold = block->next;
     chunk->n_cold--;
     block->next = NULL;
@@ -217,6 +221,7 @@ static size_t settle_one(mp__class *cls, mp__chunk *chunk, size_t wanted, bool *
         freed = is_paged(cls) ? decommit_blocks(cls, chunk, wanted) : 0;
     }
     relink(cls, chunk, was_open);
+    if (freed > 0 && chunk->n_cold == chunk->carved) *gone = unmap_chunk(cls, chunk, true); /* only the addresses are left */
     return freed;
 }
 
@@ -244,13 +249,17 @@ mp__block *mp__chunk_settle(mp__class *cls, size_t wanted, size_t *freed) {
     return kept;
 }
 
-/* Chunks in which nothing is carved or all is cold: what a failed unmap left behind. */
-void mp__chunk_free_all(mp__class *cls) {
-    const mp_source *source = cls->pool->config.source;
-    for (mp__chunk *chunk = cls->open, *next; chunk != NULL; chunk = next) {
-        next = chunk->next;
-        (void)source->unmap(source->context, chunk->base, chunk->mapped); /* the addresses are lost, the memory is not */
+static void free_list(const mp_source *source, mp__chunk *chunk) {
+    while (chunk != NULL) {
+        mp__chunk *next = chunk->next;
+        (void)source->unmap(source->context, chunk->base, chunk->mapped); /* refused again: nothing more can be done */
         source->free(source->context, chunk);
+        chunk = next;
     }
-    cls->open = NULL;
+}
+
+/* What failed calls to the OS left behind. Nothing is lent any more. */
+void mp__chunk_free_all(mp__class *cls) {
+    free_list(cls->pool->config.source, cls->open);
+    free_list(cls->pool->config.source, cls->full);
 }

@@ -39,7 +39,7 @@ static void count_taken(mp_pool *pool, const mp__block *block) {
 
 /* `locked`: the caller holds all shards' locks. */
 static mp__block *find_idle(mp_pool *pool, size_t nbytes, bool locked) {
-    unsigned first = mp__class_of(nbytes);
+    unsigned first = mp__class_for(pool, nbytes);
     mp__block *block = NULL;
     for (unsigned i = first; i < MP__CLASSES && i <= first + 2 && block == NULL; i++) {
         mp__class *cls = mp__pool_class(pool, i);
@@ -135,7 +135,7 @@ static mp_status grow_locked(mp_pool *pool, size_t nbytes, mp__block **out, mp_s
     if (mp__pool_flags(pool) & MP__CLOSED) return MP_ERR_CLOSED;
     *out = find_idle(pool, nbytes, false);
     if (*out != NULL) return MP_OK;
-    status = make_class(pool, mp__class_of(nbytes), &cls);
+    status = make_class(pool, mp__class_for(pool, nbytes), &cls);
     if (status != MP_OK) return status;
     status = make_room(pool, cls->size, nbytes, cls, out);
     if (status != MP_OK) {
@@ -166,6 +166,7 @@ mp_status mp__pool_grow(mp_pool *pool, size_t nbytes, mp_block **out, mp_shortag
     bool tried = false;
     mp_status status;
     if (shortage == NULL) shortage = &unused;
+    *shortage = (mp_shortage){0};
     if (nbytes > MP__MAX_SIZE) return MP_ERR_NOMEM;
     do {
         mp__block *block = NULL;
@@ -199,9 +200,9 @@ static void prefault(mp__class *cls, mp__block *list) {
 /* What the OS would refuse as a whole it must not grant bit by bit until it kills. */
 static mp_status ask_for_all(const mp_source *source, size_t nbytes) {
     void *ptr;
-    size_t page = mp__os_page_size(), rounded;
-    if (nbytes > MP__MAX_SIZE || !mp__align_up(nbytes, page, &rounded)) return MP_ERR_NOMEM;
-    if (source->map(source->context, rounded, page, false, &ptr) != MP_OK) return MP_ERR_NOMEM;
+    size_t rounded;
+    if (!mp__align_up(nbytes, mp__os_page_size(), &rounded)) return MP_ERR_NOMEM;
+    if (source->map(source->context, rounded, mp__os_page_size(), false, &ptr) != MP_OK) return MP_ERR_NOMEM;
     return source->unmap(source->context, ptr, rounded);
 }
 
@@ -241,7 +242,7 @@ static mp_status fill(mp__class *cls, size_t count, size_t *needed, mp_shortage 
     size_t have = count_idle_blocks(cls);
     mp__block *list, *found;
     if (have >= count) return MP_OK;
-    if (!mp__mul(count - have, cls->size, needed)) return MP_ERR_NOMEM;
+    *needed = (count - have) * cls->size; /* checked by the caller */
     mp_status status = make_room(pool, *needed, 0, cls, &found);
     shortage->hopeless = status == MP_ERR_LIMIT;
     if (status == MP_OK) status = mp__account_try_charge(pool->config.account, *needed, &shortage->binding);
@@ -261,7 +262,7 @@ static mp_status fill(mp__class *cls, size_t count, size_t *needed, mp_shortage 
 static mp_status reserve_locked(mp_pool *pool, size_t nbytes, size_t count, size_t *needed, mp_shortage *shortage) {
     mp__class *cls;
     if (mp__pool_flags(pool) & MP__CLOSED) return MP_ERR_CLOSED;
-    mp_status status = make_class(pool, mp__class_of(nbytes), &cls);
+    mp_status status = make_class(pool, mp__class_for(pool, nbytes), &cls);
     return status == MP_OK ? fill(cls, count, needed, shortage) : status;
 }
 
@@ -271,7 +272,8 @@ mp_status mp_pool_reserve(mp_pool *pool, size_t nbytes, size_t count, mp_shortag
     size_t needed = 0;
     mp_status status;
     if (shortage == NULL) shortage = &unused;
-    if (nbytes > MP__MAX_SIZE) return MP_ERR_NOMEM;
+    *shortage = (mp_shortage){0};
+    if (nbytes > MP__MAX_SIZE || count > MP__MAX_SIZE / mp_pool_block_size(pool, nbytes)) return MP_ERR_NOMEM;
     do {
         *shortage = (mp_shortage){0};
         mp__mutex_lock(&pool->lock);

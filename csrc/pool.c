@@ -139,7 +139,7 @@ void mp_pool_destroy(mp_pool *pool) {
 
 mp_block *mp_pool_acquire_idle(mp_pool *pool, size_t nbytes) {
     if (MP_UNLIKELY(nbytes > MP__MAX_SIZE)) return NULL;
-    mp__class *cls = mp__pool_class(pool, mp__class_of(nbytes));
+    mp__class *cls = mp__pool_class(pool, mp__class_for(pool, nbytes));
     if (MP_UNLIKELY(cls == NULL)) return NULL;
     mp__shard *shard = mp__shard_lock(cls);
     unsigned flags = mp__pool_flags(pool);
@@ -279,8 +279,9 @@ mp_status mp_pool_set_limit(mp_pool *pool, size_t limit, size_t *lent) {
         mp__pool_lock_shards(pool);
         mp__pool_detach(pool, NULL);
         mp__pool_unlock_shards(pool);
-        *lent = pool->reserved - mp__pool_releasable(pool);
-        size_t wanted = *lent <= limit ? pool->reserved - limit : 0;
+        size_t stuck = pool->reserved - mp__pool_releasable(pool);
+        size_t wanted = stuck <= limit ? pool->reserved - limit : 0;
+        if (lent != NULL) *lent = stuck;
         (void)mp__pool_settle(pool, wanted);
         if (pool->reserved > limit) status = MP_ERR_INVALID;
     }

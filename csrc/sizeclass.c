@@ -31,5 +31,5 @@ size_t mp__class_stride(unsigned index, size_t page, size_t alignment) {
 
 size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes) {
     if (nbytes > MP__MAX_SIZE) return 0;
-    return mp__class_stride(mp__class_of(nbytes), mp__os_page_size(), pool->config.alignment);
+    return mp__class_stride(mp__class_for(pool, nbytes), mp__os_page_size(), pool->config.alignment);
 }

@@ -17,4 +17,11 @@ static inline unsigned mp__class_of(size_t nbytes) {
     return MP__GEOMETRIC_AT + (e - 16) * 16 + (unsigned)((last >> (e - 4)) & 15);
 }
 
+/* A pool whose blocks are aligned further lends what such an alignment rounds up to. */
+static inline unsigned mp__class_for(const mp_pool *pool, size_t nbytes) {
+    size_t alignment = pool->config.alignment;
+    if (MP_UNLIKELY(alignment > 64)) nbytes = nbytes > 0 ? (nbytes + alignment - 1) & ~(alignment - 1) : alignment;
+    return mp__class_of(nbytes);
+}
+
 #endif

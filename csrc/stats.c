@@ -37,7 +37,13 @@ size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *cla
         const mp__class *cls = mp__pool_class(pool, i);
         if (cls == NULL) continue;
         add_class(cls, out, &row);
-        if (row.acquires == 0 && row.idle == 0) continue; /* a request came to nothing */
+        if (row.acquires == 0 && row.idle == 0) continue;                            /* a request came to nothing */
+        if (count > 0 && count <= capacity && classes[count - 1].size == row.size) { /* a large alignment makes two sizes one */
+            classes[count - 1].live += row.live;
+            classes[count - 1].idle += row.idle;
+            classes[count - 1].acquires += row.acquires;
+            continue;
+        }
         if (count < capacity) classes[count] = row;
         count++;
     }
