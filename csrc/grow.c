@@ -156,7 +156,7 @@ static mp_status grow_locked(mp_pool *pool, size_t nbytes, mp__block **out, mp_s
 /* What other pools can do about a failure; the caller holds no lock. */
 static bool relieved(mp_status status, const mp_shortage *shortage, size_t needed, bool *tried) {
     if (status == MP_ERR_ACCOUNT) return mp__account_relieve(shortage->binding, needed);
-    if (status != MP_ERR_NOMEM || *tried) return false;
+    if (status != MP_ERR_NOMEM || *tried || needed > MP__MAX_SIZE) return false;
     *tried = true;
     return mp__registry_reclaim_all() > 0;
 }
@@ -242,7 +242,10 @@ static mp_status fill(mp__class *cls, size_t count, size_t *needed, mp_shortage 
     size_t have = count_idle_blocks(cls);
     mp__block *list, *found;
     if (have >= count) return MP_OK;
-    *needed = (count - have) * cls->size; /* checked by the caller */
+    if (!mp__mul(count - have, cls->size, needed) || *needed > MP__MAX_SIZE) {
+        *needed = MP_NO_LIMIT; /* beyond all addresses */
+        return pool->limit != MP_NO_LIMIT ? MP_ERR_LIMIT : MP_ERR_NOMEM;
+    }
     mp_status status = make_room(pool, *needed, 0, cls, &found);
     shortage->hopeless = status == MP_ERR_LIMIT;
     if (status == MP_OK) status = mp__account_try_charge(pool->config.account, *needed, &shortage->binding);
@@ -273,7 +276,7 @@ mp_status mp_pool_reserve(mp_pool *pool, size_t nbytes, size_t count, mp_shortag
     mp_status status;
     if (shortage == NULL) shortage = &unused;
     *shortage = (mp_shortage){0};
-    if (nbytes > MP__MAX_SIZE || count > MP__MAX_SIZE / mp_pool_block_size(pool, nbytes)) return MP_ERR_NOMEM;
+    if (nbytes > MP__MAX_SIZE) return MP_ERR_NOMEM;
     do {
         *shortage = (mp_shortage){0};
         mp__mutex_lock(&pool->lock);

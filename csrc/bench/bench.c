@@ -4,7 +4,7 @@
  *
  * `ns` is the wall clock's time for each acquire and release, all threads together; `ratio` says how many times as many of them are done
  * as by what stands in `against`. The machine may be busy with other things, so the rounds of all rows are interleaved, each ratio is taken
- * within a round, and medians are printed. ./bench [ROUNDS] */
+ * within a round, and medians are printed; two_threads_of_arithmetic tells what the machine had to give. ./bench [ROUNDS] */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -35,8 +35,16 @@ typedef struct task {
     mp_pool *pool;
     size_t sizes[16]; /* a thread's number picks one */
     unsigned n_sizes;
-    mp_block *_Atomic slot; /* of hand_over */
 } task;
+
+/* Blocks on their way from one thread to another. */
+enum { QUEUE = 1024, PATIENCE = 100000 };
+
+static struct {
+    mp_block *blocks[QUEUE];
+    _Alignas(128) atomic_uint in;
+    _Alignas(128) atomic_uint out;
+} queue;
 
 static void use_pool(task *self, unsigned number) {
     size_t nbytes = self->sizes[number % self->n_sizes];
@@ -56,6 +64,15 @@ static void use_malloc(task *self, unsigned number) {
         *ptr = 1;
         free((void *)ptr);
     }
+}
+
+/* Arithmetic alone: what the machine has to give to two threads at this moment. */
+static void use_nothing(task *self, unsigned number) {
+    volatile unsigned sink;
+    unsigned value = number + self->n_sizes;
+    for (unsigned i = 0; i < BATCH * 16; i++) value = value * 1664525U + 1013904223U;
+    sink = value;
+    (void)sink;
 }
 
 /* Several at once, as a program with buffers in flight has them. */
@@ -83,17 +100,32 @@ static void use_cold(task *self, unsigned number) {
     }
 }
 
+/* Waits until the queue has something to take, or room; not for ever, because the other thread may have ended. */
+static bool queue_is_ready(bool to_take) {
+    for (unsigned i = 0; i < PATIENCE; i++) {
+        unsigned length = atomic_load_explicit(&queue.in, memory_order_acquire) - atomic_load_explicit(&queue.out, memory_order_acquire);
+        if (to_take ? length >= BATCH : length + BATCH <= QUEUE) return true;
+        if (i % 64 == 63) (void)sched_yield();
+    }
+    return false;
+}
+
 /* An even thread acquires, an odd one releases. */
 static void hand_over(task *self, unsigned number) {
-    for (unsigned i = 0; i < BATCH; i++) {
-        mp_block *block = NULL;
-        if (number % 2 == 0 && mp_pool_acquire(self->pool, self->sizes[0], &block, NULL) != MP_OK) die("acquire");
-        block = atomic_exchange(&self->slot, block);
-        if (block != NULL) (void)mp_pool_release(block, MP_END_RELEASED);
+    atomic_uint *end = number % 2 ? &queue.out : &queue.in;
+    unsigned at = atomic_load_explicit(end, memory_order_relaxed);
+    if (!queue_is_ready(number % 2 == 1)) return;
+    for (unsigned i = at; i < at + BATCH; i++) {
+        mp_block **slot = &queue.blocks[i % QUEUE];
+        if (number % 2) (void)mp_pool_release(*slot, MP_END_RELEASED);
+        else if (mp_pool_acquire(self->pool, self->sizes[0], slot, NULL) != MP_OK) die("acquire");
     }
+    atomic_store_explicit(end, at + BATCH, memory_order_release);
 }
 
 /* ---- threads ---- */
+
+static const double QUIET = 1.8;
 
 typedef struct worker {
     _Alignas(128) atomic_ullong batches;
@@ -104,16 +136,20 @@ typedef struct worker {
 
 typedef struct measurement {
     task *task;
-    atomic_uint arrived;
-    atomic_bool over;
+    atomic_bool open, over;
     worker workers[MOST_THREADS];
 } measurement;
 
+static void sleep_ms(double ms) {
+    const struct timespec time = {.tv_nsec = (long)(ms * 1e6)};
+    (void)nanosleep(&time, NULL);
+}
+
+/* Sleeps until all are there, and by the clock: a lock that is handed from one to the next takes long when the first already work. */
 static void *work(void *context) {
     worker *me = context;
     measurement *all = me->of;
-    all->task->batch(all->task, me->number); /* warm */
-    atomic_fetch_add(&all->arrived, 1);
+    while (!atomic_load(&all->open)) sleep_ms(0.2);
     while (!atomic_load_explicit(&all->over, memory_order_relaxed)) {
         all->task->batch(all->task, me->number);
         atomic_fetch_add_explicit(&me->batches, 1, memory_order_relaxed);
@@ -127,20 +163,25 @@ static uint64_t count_batches(measurement *all, unsigned threads) {
     return sum;
 }
 
+static void start_workers(measurement *all, unsigned threads) {
+    for (unsigned i = 0; i < threads; i++) {
+        worker *new = &all->workers[i];
+        new->of = all;
+        new->number = i;
+        if (pthread_create(&new->thread, NULL, work, new) != 0) die("pthread_create");
+    }
+    atomic_store(&all->open, true);
+}
+
 /* Pairs per nanosecond of all threads together. */
 static double measure(task *of, unsigned threads, unsigned ms) {
     static measurement all;
-    const struct timespec slice = {.tv_nsec = (long)ms * 1000000};
     memset(&all, 0, sizeof all);
     all.task = of;
-    for (unsigned i = 0; i < threads; i++) {
-        all.workers[i].of = &all;
-        all.workers[i].number = i;
-        if (pthread_create(&all.workers[i].thread, NULL, work, &all.workers[i]) != 0) die("pthread_create");
-    }
-    while (atomic_load(&all.arrived) < threads) sched_yield();
+    start_workers(&all, threads);
+    sleep_ms(ms / 5.0);
     uint64_t before = count_batches(&all, threads), start = now_ns();
-    (void)nanosleep(&slice, NULL);
+    sleep_ms(ms);
     double done = (double)(count_batches(&all, threads) - before), elapsed = (double)(now_ns() - start);
     atomic_store(&all.over, true);
     for (unsigned i = 0; i < threads; i++) (void)pthread_join(all.workers[i].thread, NULL);
@@ -218,6 +259,8 @@ static void add_thread_rows(void) {
     mp_pool *pool = plain_pool();
     task same = one_size(use_pool, pool, 4096), classes = {.batch = use_pool, .pool = pool, .n_sizes = 16};
     for (unsigned i = 0; i < 16; i++) classes.sizes[i] = 4096 * (i + 1);
+    task nothing = one_size(use_nothing, NULL, 0);
+    (void)add("two_threads_of_arithmetic", nothing, 2, "one thread", nothing, 1);
     (void)add("two_threads_two_classes", classes, 2, "one thread", same, 1);
     (void)add("two_threads_same_class", same, 2, "one thread", same, 1);
     add("two_threads_handing_over", one_size(hand_over, plain_pool(), 4096), 2, "one thread", same, 1)->scale = 0.5;
@@ -226,9 +269,23 @@ static void add_thread_rows(void) {
     (void)add("sixty_four_threads_same_class", same, 64, "two threads", same, 2);
 }
 
+/* Rows of several threads say something about mempool only while the machine has two processors to give. */
+static void wait_for_quiet(void) {
+    static double patience_ms = 30000;
+    const task nothing = one_size(use_nothing, NULL, 0);
+    while (patience_ms > 0) {
+        task alone = nothing, both = nothing;
+        double ratio = measure(&both, 2, SLICE_MS) / measure(&alone, 1, SLICE_MS);
+        if (ratio > QUIET) return;
+        patience_ms -= 100;
+        sleep_ms(100);
+    }
+}
+
 static void run_round(unsigned round) {
     for (unsigned i = 0; i < n_rows; i++) {
         row *at = &rows[i];
+        if (at->threads > 1) wait_for_quiet();
         double rival = measure(&at->rival, at->rival_threads, at->ms);
         double mine = measure(&at->task, at->threads, at->ms) * at->scale;
         at->ns[round] = 1 / mine;
