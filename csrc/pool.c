@@ -44,16 +44,16 @@ static size_t tenant_releasable(mp__tenant *tenant, const mp_account *under) {
 static void tenant_before_fork(mp__tenant *tenant) {
     mp_pool *pool = (mp_pool *)tenant;
     mp__mutex_lock(&pool->lock);
+    /* The thread was stopped. The flag comes first: what another thread releases from here on waits for the lock, and wakes the thread then. */
+    atomic_fetch_or_explicit(&pool->flags, MP__ASLEEP, memory_order_relaxed);
+    pool->due = MP_NEVER;
     (void)mp__pool_give_back(pool, MP_NO_LIMIT, NULL);
     mp__pool_lock_shards(pool);
 }
 
 static void tenant_after_fork(mp__tenant *tenant, bool child) {
     mp_pool *pool = (mp_pool *)tenant;
-    unsigned gone = child ? MP__WAITERS : 0;
-    atomic_fetch_and_explicit(&pool->flags, ~gone, memory_order_relaxed);
-    atomic_fetch_or_explicit(&pool->flags, MP__ASLEEP, memory_order_relaxed); /* the thread was stopped */
-    pool->due = MP_NEVER;
+    if (child) atomic_fetch_and_explicit(&pool->flags, ~(unsigned)MP__WAITERS, memory_order_relaxed);
     mp__pool_unlock_shards(pool);
     mp__mutex_unlock(&pool->lock);
 }

@@ -31,7 +31,10 @@ static inline size_t pick_size(world *w) {
     case 1: return world_most + 1 + pick(&w->hand, 3);
     case 2: return pick(&w->hand, 5 * MIB);
     case 3: return pick(&w->hand, 512 * KIB);
-    case 4: case 5: case 6: case 7: return pick(&w->hand, 70 * KIB);
+    case 4:
+    case 5:
+    case 6:
+    case 7: return pick(&w->hand, 70 * KIB);
     default: return pick(&w->hand, 4200);
     }
 }
@@ -212,7 +215,8 @@ static inline void move_reserve(world *w) {
     }
     if (status == MP_ERR_CLOSED) CHECK(m->closed);
     else if (status == MP_ERR_NOMEM) CHECK(size == 0 || count > world_most / size || was_refused(w));
-    else if (status == MP_ERR_LIMIT) CHECK(was_refused(w) || m->in_use + m->retired + idle_of(m, 0) + count * size > m->limit);
+    else if (status == MP_ERR_LIMIT)
+        CHECK(was_refused(w) || count > world_most / size || m->in_use + m->retired + idle_of(m, 0) + count * size > m->limit);
     else CHECK(status == MP_ERR_ACCOUNT && why.binding != NULL);
     if (status != MP_ERR_NOMEM || size == 0) check_unchanged(w, status != MP_ERR_ACCOUNT);
 }
@@ -276,9 +280,9 @@ static inline void move_charge(world *w) {
 
 static inline void make_move(world *w) {
     static void (*const moves[])(world *) = {
-        move_acquire, move_acquire,    move_acquire,    move_acquire,      move_release,      move_release,  move_release,
-        move_retire,  move_return,     move_resize,     move_reserve,      move_trim,         move_set_limit, move_waiters,
-        move_charge,  move_open_pool,  move_close_pool, move_destroy_pool, move_account_limit,
+        move_acquire, move_acquire,   move_acquire,    move_acquire,      move_release,       move_release,   move_release,
+        move_retire,  move_return,    move_resize,     move_reserve,      move_trim,          move_set_limit, move_waiters,
+        move_charge,  move_open_pool, move_close_pool, move_destroy_pool, move_account_limit,
     };
     w->refusals = ledger_refusals(&w->books);
     for (size_t i = 0; i < w->n_models; i++) {
