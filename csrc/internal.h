@@ -16,6 +16,8 @@ size_t mp__registry_reclaim(const mp_account *under, size_t needed);
 size_t mp__registry_reclaim_all(void);
 /* There is idle memory to purge: see that the housekeeping thread runs. False if it could not be started. */
 bool mp__registry_wake(void);
+/* Idle memory went otherwise: if the thread runs, it looks whether it is still needed. The caller holds no lock. */
+void mp__registry_nudge(void);
 
 /* ---- account.c ---- */
 

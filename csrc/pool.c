@@ -124,6 +124,7 @@ void mp_pool_close(mp_pool *pool) {
     close_locked(pool);
     MP_CHECK(pool);
     mp__mutex_unlock(&pool->lock);
+    mp__registry_nudge();
 }
 
 void mp_pool_destroy(mp_pool *pool) {
@@ -269,6 +270,7 @@ size_t mp_pool_trim(mp_pool *pool, size_t target) {
     if (idle > target) freed = mp__pool_give_back(pool, idle - target, NULL);
     MP_CHECK(pool);
     mp__mutex_unlock(&pool->lock);
+    if (freed > 0) mp__registry_nudge();
     return freed;
 }
 

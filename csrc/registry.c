@@ -74,6 +74,13 @@ bool mp__registry_wake(void) {
     return awake;
 }
 
+void mp__registry_nudge(void) {
+    mp__mutex_lock(&registry.state);
+    registry.requests++;
+    if (registry.running) mp__cond_signal(&registry.wake);
+    mp__mutex_unlock(&registry.state);
+}
+
 bool mp_housekeeping_runs(void) {
     if (atomic_load(&ready) != 2) return false;
     mp__mutex_lock(&registry.state);
@@ -152,6 +159,7 @@ void mp__registry_remove(mp__tenant *tenant) {
     else registry.first = tenant->next;
     if (tenant->next != NULL) tenant->next->prev = tenant->prev;
     mp__mutex_unlock(&registry.list);
+    mp__registry_nudge();
 }
 
 /* With the list locked. */

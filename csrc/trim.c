@@ -211,14 +211,13 @@ uint64_t mp__pool_tick(mp_pool *pool, uint64_t now) {
     if (mp__pool_flags(pool) & MP__ASLEEP || pool->config.idle_timeout == MP_NEVER) return pool->due = MP_NEVER;
     uint64_t period = pool->config.idle_timeout / 2;
     if (period < SHORTEST_PERIOD) period = SHORTEST_PERIOD;
-    if (period > MP_NEVER - now - 1) return MP_NEVER; /* centuries */
-    if (pool->due == MP_NEVER) {
-        pool->due = now + period;
-    } else if (now >= pool->due) {
+    if (period > MP_NEVER - now - 1) return MP_NEVER;           /* centuries */
+    if (pool->due == MP_NEVER) return pool->due = now + period; /* it has just been woken */
+    if (now >= pool->due) {
         purge(pool);
         pool->due = now + period;
-        if (fall_asleep(pool)) pool->due = MP_NEVER;
         MP_CHECK(pool);
     }
+    if (mp__pool_idle(pool) == 0 && fall_asleep(pool)) pool->due = MP_NEVER;
     return pool->due;
 }
