@@ -20,6 +20,7 @@ static struct {
     bool running, joinable, stop;
     unsigned forking; /* threads that fork: housekeeping must not start */
     unsigned requests;
+    size_t tenants;
 } registry;
 
 static atomic_uint generation;
@@ -150,7 +151,23 @@ mp_status mp__registry_add(mp__tenant *tenant, const mp__tenant_ops *ops) {
     if (registry.first != NULL) registry.first->prev = tenant;
     registry.first = tenant;
     mp__mutex_unlock(&registry.list);
+    mp__mutex_lock(&registry.state);
+    registry.tenants++;
+    mp__mutex_unlock(&registry.state);
     return MP_OK;
+}
+
+/* With no pool left the thread ends by itself; wait for it, so that nothing of ours runs or lingers then. */
+static void see_off(void) {
+    mp__mutex_lock(&registry.state);
+    registry.tenants--;
+    while (registry.running && registry.tenants == 0) {
+        mp__mutex_unlock(&registry.state);
+        mp__os_yield();
+        mp__mutex_lock(&registry.state);
+    }
+    if (!registry.running) join_ended();
+    mp__mutex_unlock(&registry.state);
 }
 
 void mp__registry_remove(mp__tenant *tenant) {
@@ -160,6 +177,7 @@ void mp__registry_remove(mp__tenant *tenant) {
     if (tenant->next != NULL) tenant->next->prev = tenant->prev;
     mp__mutex_unlock(&registry.list);
     mp__registry_nudge();
+    see_off();
 }
 
 /* With the list locked. */

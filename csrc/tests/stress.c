@@ -159,6 +159,11 @@ static void open_town(town *shared, bool one_class, size_t limit) {
     shared->pool = open_pool(&config);
 }
 
+static bool thread_is_gone(void *unused) {
+    (void)unused;
+    return !mp_housekeeping_runs();
+}
+
 static void close_town(town *shared, const char *name) {
     dice luck = {.state = 1};
     for (size_t i = 0; i < QUEUE; i++) {
@@ -172,7 +177,7 @@ static void close_town(town *shared, const char *name) {
     mp_pool_destroy(shared->pool);
     CHECK_EQ(mp_account_used(shared->account), 0);
     mp_account_release(shared->account);
-    CHECK(!mp_housekeeping_runs()); /* there is no pool left to look after */
+    CHECK(eventually(thread_is_gone, NULL)); /* there is no pool left to look after */
     (void)printf("   %-28s %10llu acquires, %llu misses\n", name, (unsigned long long)s.acquires, (unsigned long long)s.misses);
     (void)fflush(stdout);
 }
