@@ -68,14 +68,25 @@ void mp__account_note_peak(mp_account *account) {
     }
 }
 
+/* The account that refuses, or NULL: what must fail shall not add anything, or it would be in the way of others meanwhile. */
+static mp_account *find_full(mp_account *account, size_t nbytes) {
+    for (; account != NULL; account = account->parent) {
+        size_t after;
+        if (!mp__add(atomic_load(&account->used), nbytes, &after) || after > atomic_load(&account->limit)) break;
+    }
+    return account;
+}
+
 mp_status mp__account_try_charge(mp_account *account, size_t nbytes, mp_account **binding) {
-    for (mp_account *at = account; at != NULL; at = at->parent) {
+    mp_account *full = find_full(account, nbytes);
+    for (mp_account *at = account; full == NULL && at != NULL; at = at->parent) {
         if (charge_one(at, nbytes)) continue;
         discharge_up_to(account, at, nbytes);
-        if (binding != NULL) *binding = at;
-        return MP_ERR_ACCOUNT;
+        full = at;
     }
-    return MP_OK;
+    if (full == NULL) return MP_OK;
+    if (binding != NULL) *binding = full;
+    return MP_ERR_ACCOUNT;
 }
 
 bool mp__account_relieve(mp_account *binding, size_t nbytes) {
@@ -101,15 +112,28 @@ size_t mp_account_used(const mp_account *account) { return atomic_load(&account-
 size_t mp_account_peak(const mp_account *account) { return atomic_load(&account->peak); }
 size_t mp_account_limit(const mp_account *account) { return atomic_load(&account->limit); }
 
-mp_status mp_account_set_limit(mp_account *account, size_t limit) {
-    size_t before = atomic_exchange(&account->limit, limit);
-    for (;;) {
-        size_t used = atomic_load(&account->used);
-        if (used <= limit) return MP_OK;
-        if (mp__registry_reclaim(account, used - limit) == 0) break;
-    }
+/* True once the limit stands. A charge that is on its way may have looked at the limit before: then it shows in `used`. */
+static bool try_limit(mp_account *account, size_t limit) {
+    size_t before = atomic_load(&account->limit);
+    if (atomic_load(&account->used) > limit) return false;
+    atomic_store(&account->limit, limit);
+    if (atomic_load(&account->used) <= limit) return true;
     atomic_store(&account->limit, before);
-    return MP_ERR_INVALID;
+    return false;
+}
+
+mp_status mp_account_set_limit(mp_account *account, size_t limit) {
+    mp_status status = mp__registry_lock();
+    if (status != MP_OK) return status;
+    while (!try_limit(account, limit)) {
+        size_t used = atomic_load(&account->used);
+        if (used > limit && mp__registry_reclaim_locked(account, used - limit) == 0) {
+            status = MP_ERR_INVALID;
+            break;
+        }
+    }
+    mp__registry_unlock();
+    return status;
 }
 
 bool mp__account_is_under(const mp_account *account, const mp_account *ancestor) {

@@ -55,6 +55,7 @@ static bool class_is_valid(const mp__class *cls, size_t *reserved) {
         add_shard(&cls->shards[k], &sum);
     }
     *reserved += (sum.carved - sum.cold) * cls->size;
+    if (cls->warm != sum.carved - sum.cold) return false;
     if (sum.states[MP__COLD] != sum.cold || sum.states[MP__IDLE] != sum.idle) return false;
     if (sum.states[MP__LIVE] != sum.live || sum.states[MP__RETIRED] != sum.retired) return false;
     return cls->detached == NULL && cls->sorted == NULL && sum.carved - sum.cold == sum.live + sum.retired + sum.idle;

@@ -36,19 +36,26 @@ static void relink(mp__class *cls, mp__chunk *chunk, bool was_open) {
     link_chunk(was_open ? &cls->full : &cls->open, chunk);
 }
 
+/* Touching any block of a huge page takes all of it, so all of it is booked. */
+static size_t huge_batch(const mp__class *cls) {
+    if (cls->pool->config.huge != MP_HUGE_ALWAYS || cls->size >= mp__os_huge_size()) return 0;
+    return mp__os_huge_size() / cls->size;
+}
+
 size_t mp__chunk_batch(const mp__class *cls, size_t room) {
     size_t page = mp__os_page_size();
-    size_t batch = cls->size < page ? page / cls->size : 1;
+    size_t batch = cls->size < page ? page / cls->size : 1, huge = huge_batch(cls);
+    if (huge > 0 && cls->open == NULL && huge <= room / cls->size) return huge;
     return batch < room / cls->size ? batch : room / cls->size;
 }
 
 /* How many blocks a new mapping is for, given the room that the limit leaves. */
-static size_t chunk_capacity(const mp__class *cls) {
+static size_t chunk_capacity(const mp__class *cls, size_t count) {
     const mp_pool *pool = cls->pool;
     size_t huge = mp__os_huge_size(), target = MP__SMALL_CHUNK;
     if (cls->size >= huge) return 1;
-    if (pool->config.huge == MP_HUGE_ALWAYS) target = huge;
-    else if (is_paged(cls) && cls->size * 16 > target) target = cls->size * 16 < huge ? cls->size * 16 : huge;
+    if (huge_batch(cls) > 0 && count >= huge_batch(cls)) return huge_batch(cls);
+    if (is_paged(cls) && cls->size * 16 > target) target = cls->size * 16 < huge ? cls->size * 16 : huge;
     size_t capacity = target / cls->size, most = (pool->limit - pool->reserved) / cls->size;
     size_t page = mp__os_page_size(), least = is_paged(cls) ? 1 : page / cls->size; /* a page is taken in any case */
     if (capacity > most) capacity = most;
@@ -59,9 +66,10 @@ static mp_status map_chunk(mp__class *cls, size_t capacity, mp__chunk **out) {
     const mp_pool_config *config = &cls->pool->config;
     const mp_source *source = config->source;
     size_t mapped, huge = mp__os_huge_size(), alignment = mp__os_page_size();
-    if (!mp__align_up(capacity * cls->size, alignment, &mapped)) return MP_ERR_NOMEM;
-    bool advise = config->huge != MP_HUGE_NEVER && (cls->size >= huge || config->huge == MP_HUGE_ALWAYS);
-    if (cls->size >= huge || advise) alignment = huge;
+    bool full_huge = capacity == huge_batch(cls), large = full_huge || cls->size >= huge;
+    bool advise = large && config->huge != MP_HUGE_NEVER;
+    if (!mp__align_up(capacity * cls->size, full_huge ? huge : alignment, &mapped)) return MP_ERR_NOMEM;
+    if (large) alignment = huge;
     if (alignment < config->alignment) alignment = config->alignment;
     mp__chunk *chunk = source->alloc(source->context, sizeof *chunk + capacity * sizeof(mp__block));
     if (chunk == NULL) return MP_ERR_NOMEM;
@@ -78,25 +86,31 @@ static mp_status map_chunk(mp__class *cls, size_t capacity, mp__chunk **out) {
     return MP_OK;
 }
 
-static mp_status open_chunk(mp__class *cls, mp__chunk **out) {
+static mp_status open_chunk(mp__class *cls, size_t count, mp__chunk **out) {
     if (cls->open != NULL) {
         *out = cls->open;
         return MP_OK;
     }
-    size_t capacity = chunk_capacity(cls);
+    size_t capacity = chunk_capacity(cls, count);
     mp_status status = map_chunk(cls, capacity, out);
     return status != MP_OK && capacity > 1 ? map_chunk(cls, 1, out) : status;
 }
 
-static mp_status warm_one(mp__class *cls, mp__chunk *chunk, mp__block **out) {
+/* The pages of `count` blocks from `data` on; blocks under a page lie anywhere in theirs. */
+static mp_status commit_pages(const mp__class *cls, void *data, size_t count) {
     const mp_source *source = cls->pool->config.source;
+    size_t grain = mp__os_page_size() - 1;
+    char *start = (char *)((uintptr_t)data & ~(uintptr_t)grain);
+    size_t span = ((size_t)((char *)data - start) + count * cls->size + grain) & ~grain;
+    return source->commit(source->context, start, span);
+}
+
+static mp_status warm_one(mp__class *cls, mp__chunk *chunk, mp__block **out) {
     mp__block *block = chunk->cold;
-    size_t grain = mp__os_page_size() - 1; /* blocks under a page lie anywhere in theirs */
-    char *start = (char *)((uintptr_t)block->lease.data & ~(uintptr_t)grain);
-    size_t span = ((size_t)((char *)block->lease.data - start) + cls->size + grain) & ~grain;
-    if (source->commit(source->context, start, span) != MP_OK) return MP_ERR_NOMEM;
+    if (commit_pages(cls, block->lease.data, 1) != MP_OK) return MP_ERR_NOMEM;
     chunk->cold = block->next;
     chunk->n_cold--;
+    cls->warm++;
     block->next = NULL;
     block->state = MP__IDLE;
     block->clean = true;
@@ -118,12 +132,13 @@ static mp__block *carve(mp__class *cls, mp__chunk *chunk, size_t count) {
         list = block;
     }
     chunk->carved += count;
+    cls->warm += count;
     return list;
 }
 
 mp_status mp__chunk_take(mp__class *cls, size_t *count, mp__block **out) {
     mp__chunk *chunk;
-    mp_status status = open_chunk(cls, &chunk);
+    mp_status status = open_chunk(cls, *count, &chunk);
     if (status != MP_OK) return status;
     if (chunk->n_cold > 0) {
         status = warm_one(cls, chunk, out);
@@ -132,6 +147,7 @@ mp_status mp__chunk_take(mp__class *cls, size_t *count, mp__block **out) {
     } else {
         size_t left = chunk->capacity - chunk->carved;
         if (*count > left) *count = left;
+        if (chunk->torn && commit_pages(cls, chunk->base + chunk->carved * cls->size, *count) != MP_OK) return MP_ERR_NOMEM;
         *out = carve(cls, chunk, *count);
     }
     relink(cls, chunk, true);
@@ -168,12 +184,14 @@ static void make_cold(mp__chunk *chunk, mp__block *block) {
     block->next = chunk->cold;
     chunk->cold = block;
     chunk->n_cold++;
+    block->cls->warm--;
 }
 
 static bool unmap_chunk(mp__class *cls, mp__chunk *chunk, bool was_open) {
     const mp_source *source = cls->pool->config.source;
     if (source->unmap(source->context, chunk->base, chunk->mapped) != MP_OK) return false;
     unlink_chunk(was_open ? &cls->open : &cls->full, chunk);
+    cls->warm -= chunk->carved - chunk->n_cold;
     source->free(source->context, chunk);
     return true;
 }
@@ -196,6 +214,7 @@ static size_t decommit_blocks(mp__class *cls, mp__chunk *chunk, size_t wanted) {
 static size_t decommit_chunk(mp__class *cls, mp__chunk *chunk) {
     const mp_source *source = cls->pool->config.source;
     if (source->decommit(source->context, chunk->base, chunk->mapped) != MP_OK) return 0;
+    chunk->torn = true;
     size_t freed = chunk->n_idle * cls->size;
     for (mp__block *block = chunk->idle, *next; block != NULL; block = next) {
         next = block->next;

@@ -97,16 +97,17 @@ static mp_status take(mp__class *cls, size_t *count, mp__block **out, mp_account
     return status;
 }
 
-void mp__pool_has_idle(mp_pool *pool) {
-    if (!(mp__pool_flags(pool) & MP__ASLEEP)) return;
-    if (pool->config.idle_timeout == MP_NEVER || mp__registry_wake())
-        atomic_fetch_and_explicit(&pool->flags, ~(unsigned)MP__ASLEEP, memory_order_relaxed);
+bool mp__pool_has_idle(mp_pool *pool) {
+    if (!(mp__pool_flags(pool) & MP__ASLEEP)) return true;
+    if (pool->config.idle_timeout != MP_NEVER && !mp__registry_wake()) return false;
+    atomic_fetch_and_explicit(&pool->flags, ~(unsigned)MP__ASLEEP, memory_order_relaxed);
+    return true;
 }
 
 /* Blocks that were taken in excess become idle. */
 static void push_spare(mp__class *cls, mp__block *spare, size_t count) {
     if (count == 0) return;
-    mp__pool_has_idle(cls->pool);
+    (void)mp__pool_has_idle(cls->pool);
     mp__shard *shard = mp__shard_lock(cls);
     while (spare != NULL) {
         mp__block *next = spare->next;
@@ -232,7 +233,7 @@ static void undo_take(mp__class *cls, mp__block *list, size_t taken, size_t char
     if (pool->config.account != NULL) mp_account_discharge(pool->config.account, charged - kept);
     if (kept == 0) return;
     book_taken(pool, kept);
-    mp__pool_has_idle(pool);
+    (void)mp__pool_has_idle(pool);
     if (mp__pool_flags(pool) & MP__MAX_IDLE) atomic_fetch_add_explicit(&pool->idle_bytes, kept, memory_order_relaxed);
 }
 

@@ -12,6 +12,10 @@ void mp__registry_remove(mp__tenant *tenant);
 /* Have the tenants under the account give `needed` bytes of idle memory back, or nothing if they have not so much; bytes that came
  * back. The caller holds no lock. */
 size_t mp__registry_reclaim(const mp_account *under, size_t needed);
+/* The same for who has locked the registry, and the lock, under which limits of accounts change one at a time. */
+size_t mp__registry_reclaim_locked(const mp_account *under, size_t needed);
+mp_status mp__registry_lock(void);
+void mp__registry_unlock(void);
 /* Have all tenants give back all idle memory. */
 size_t mp__registry_reclaim_all(void);
 /* There is idle memory to purge: see that the housekeeping thread runs. False if it could not be started. */
@@ -55,8 +59,11 @@ void mp__pool_unlock_shards(mp_pool *pool);
 void mp__pool_detach(mp_pool *pool, const mp__class *keep);
 size_t mp__pool_releasable(mp_pool *pool);
 size_t mp__pool_settle(mp_pool *pool, size_t wanted);
-/* All of that in one: bytes given back. */
-size_t mp__pool_give_back(mp_pool *pool, size_t wanted, const mp__class *keep);
+/* All of that in one: bytes given back. Not `thorough`: blocks under a page are looked at only when a whole chunk more of them is
+ * idle, or all are, or a release each would cost as much as there are idle blocks. */
+size_t mp__pool_give_back(mp_pool *pool, size_t wanted, bool thorough);
+/* One block of whole pages, which is in no list, goes back; it becomes idle if the OS refuses. */
+void mp__pool_give_one(mp__block *block);
 size_t mp__pool_idle(mp_pool *pool);
 /* How many idle bytes could go. */
 size_t mp__pool_weigh_idle(mp_pool *pool);
@@ -70,8 +77,8 @@ uint64_t mp__pool_tick(mp_pool *pool, uint64_t now);
 /* ---- grow.c ---- */
 
 mp_status mp__pool_grow(mp_pool *pool, size_t nbytes, mp_block **out, mp_shortage *shortage);
-/* With the pool's lock held: idle memory exists, so that somebody must purge it one day. */
-void mp__pool_has_idle(mp_pool *pool);
+/* With the pool's lock held: idle memory exists, so that somebody must purge it one day. False if nobody will. */
+bool mp__pool_has_idle(mp_pool *pool);
 
 /* ---- check.c ---- */
 

@@ -27,7 +27,7 @@ static size_t tenant_reclaim(mp__tenant *tenant, const mp_account *under, size_t
     mp_pool *pool = (mp_pool *)tenant;
     if (under != NULL && !mp__account_is_under(pool->config.account, under)) return 0;
     mp__mutex_lock(&pool->lock);
-    size_t freed = mp__pool_give_back(pool, needed, NULL);
+    size_t freed = mp__pool_give_back(pool, needed, true);
     mp__mutex_unlock(&pool->lock);
     return freed;
 }
@@ -47,7 +47,7 @@ static void tenant_before_fork(mp__tenant *tenant) {
     /* The thread was stopped. The flag comes first: what another thread releases from here on waits for the lock, and wakes the thread then. */
     atomic_fetch_or_explicit(&pool->flags, MP__ASLEEP, memory_order_relaxed);
     pool->due = MP_NEVER;
-    (void)mp__pool_give_back(pool, MP_NO_LIMIT, NULL);
+    (void)mp__pool_give_back(pool, MP_NO_LIMIT, true);
     mp__pool_lock_shards(pool);
 }
 
@@ -98,7 +98,7 @@ mp_status mp_pool_create(const mp_pool_config *config, mp_pool **out) {
 
 static void close_locked(mp_pool *pool) {
     atomic_fetch_or_explicit(&pool->flags, MP__CLOSED, memory_order_relaxed);
-    (void)mp__pool_give_back(pool, MP_NO_LIMIT, NULL);
+    (void)mp__pool_give_back(pool, MP_NO_LIMIT, true);
 }
 
 static void free_pool(mp_pool *pool) {
@@ -183,22 +183,41 @@ static void push(mp__class *cls, mp__block *block, unsigned event) {
     mp__shard_unlock(shard);
 }
 
-/* Some flag is set. The pool cannot go away: until the push this block counts as lent. */
+static void note(mp__class *cls, mp__block *block, unsigned event) {
+    mp__shard *shard = mp__shard_lock(cls);
+    mp__shard_note(shard, block, event);
+    mp__shard_unlock(shard);
+}
+
+/* The bytes that should go to the OS because this block came back. */
+static size_t too_much(mp_pool *pool, unsigned flags, size_t size) {
+    size_t idle = 0;
+    if (flags & MP__MAX_IDLE) idle = atomic_fetch_add_explicit(&pool->idle_bytes, size, memory_order_relaxed) + size;
+    if (flags & MP__CLOSED) return MP_NO_LIMIT;
+    return idle > pool->config.max_idle ? idle - pool->config.max_idle : 0;
+}
+
+/* What stays idle must be purged one day; if nobody will, it goes now. */
+static void keep(mp_pool *pool, unsigned flags) {
+    if (flags & MP__CLOSED || mp__pool_idle(pool) == 0 || mp__pool_has_idle(pool)) return;
+    (void)mp__pool_give_back(pool, MP_NO_LIMIT, false);
+}
+
+/* Some flag is set. The pool cannot go away: until it is noted this block counts as lent. */
 static MP_NOINLINE bool give_slowly(mp__class *cls, mp__block *block, unsigned event) {
     mp_pool *pool = cls->pool;
-    bool done = false;
     mp__mutex_lock(&pool->lock);
     unsigned flags = mp__pool_flags(pool);
-    if (!(flags & MP__CLOSED)) mp__pool_has_idle(pool);
-    push(cls, block, event);
-    if (flags & MP__MAX_IDLE) {
-        size_t idle = atomic_fetch_add_explicit(&pool->idle_bytes, cls->size, memory_order_relaxed) + cls->size;
-        if (idle > pool->config.max_idle) (void)mp__pool_give_back(pool, idle - pool->config.max_idle, NULL);
+    size_t excess = too_much(pool, flags, cls->size);
+    if (excess > 0 && cls->size >= mp__os_page_size()) {
+        note(cls, block, event);
+        mp__pool_give_one(block);
+    } else {
+        push(cls, block, event);
+        if (excess > 0) (void)mp__pool_give_back(pool, excess, false);
+        keep(pool, flags);
     }
-    if (flags & MP__CLOSED) {
-        (void)mp__pool_give_back(pool, MP_NO_LIMIT, NULL);
-        done = pool->orphaned && mp__pool_lent(pool) == 0;
-    }
+    bool done = pool->orphaned && mp__pool_lent(pool) == 0;
     MP_CHECK(pool);
     mp__mutex_unlock(&pool->lock);
     if (done) free_pool(pool);
@@ -267,7 +286,7 @@ size_t mp_pool_trim(mp_pool *pool, size_t target) {
     size_t freed = 0;
     mp__mutex_lock(&pool->lock);
     size_t idle = mp__pool_idle(pool);
-    if (idle > target) freed = mp__pool_give_back(pool, idle - target, NULL);
+    if (idle > target) freed = mp__pool_give_back(pool, idle - target, true);
     MP_CHECK(pool);
     mp__mutex_unlock(&pool->lock);
     if (freed > 0) mp__registry_nudge();

@@ -197,11 +197,22 @@ static size_t reclaim(const mp_account *under, size_t needed) {
     return freed;
 }
 
+size_t mp__registry_reclaim_locked(const mp_account *under, size_t needed) {
+    return has_releasable(under, needed) ? reclaim(under, needed) : 0;
+}
+
+mp_status mp__registry_lock(void) {
+    mp_status status = get_ready();
+    if (status == MP_OK) mp__mutex_lock(&registry.list);
+    return status;
+}
+
+void mp__registry_unlock(void) { mp__mutex_unlock(&registry.list); }
+
 size_t mp__registry_reclaim(const mp_account *under, size_t needed) {
-    if (atomic_load(&ready) != 2) return 0;
-    mp__mutex_lock(&registry.list);
-    size_t freed = has_releasable(under, needed) ? reclaim(under, needed) : 0;
-    mp__mutex_unlock(&registry.list);
+    if (mp__registry_lock() != MP_OK) return 0;
+    size_t freed = mp__registry_reclaim_locked(under, needed);
+    mp__registry_unlock();
     return freed;
 }
 

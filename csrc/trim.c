@@ -131,15 +131,29 @@ static size_t class_idle(mp__class *cls) {
     return blocks * cls->size;
 }
 
-size_t mp__pool_give_back(mp_pool *pool, size_t wanted, const mp__class *keep) {
+static bool is_worth_a_look(const mp__class *cls, size_t idle) {
+    return cls->size >= mp__os_page_size() || idle >= cls->retry_at || idle == cls->warm * cls->size;
+}
+
+size_t mp__pool_give_back(mp_pool *pool, size_t wanted, bool thorough) {
     size_t freed = 0;
     for (unsigned i = MP__CLASSES; i-- > 0 && freed < wanted;) {
         mp__class *cls = mp__pool_class(pool, i);
-        if (cls == NULL || cls == keep || class_idle(cls) == 0) continue;
+        size_t idle = cls != NULL ? class_idle(cls) : 0;
+        if (idle == 0 || !(thorough || is_worth_a_look(cls, idle))) continue;
         detach_class(cls);
         freed += settle_class(cls, wanted - freed);
+        cls->retry_at = class_idle(cls) + MP__SMALL_CHUNK;
     }
     return book_freed(pool, freed);
+}
+
+void mp__pool_give_one(mp__block *block) {
+    mp__class *cls = block->cls;
+    block->state = MP__IDLE;
+    block->shard = 0;
+    block->next = NULL;
+    (void)book_freed(cls->pool, mp__class_untake(cls, block));
 }
 
 size_t mp__pool_idle(mp_pool *pool) {

@@ -63,6 +63,7 @@ struct mp__chunk {
     size_t capacity; /* blocks */
     size_t carved;
     size_t n_cold, n_idle;
+    bool torn; /* it was decommitted as a whole: what is carved later is not committed yet */
     mp__block blocks[];
 };
 
@@ -86,6 +87,8 @@ struct mp__class {
     mp__chunk *full;   /* the others */
     mp__chunk *sorted; /* only while detached */
     mp__block *detached;
+    size_t warm;     /* blocks that are not cold */
+    size_t retry_at; /* bytes idle before it is worth to look again for a chunk that could go */
 };
 
 typedef struct mp__tenant mp__tenant;

@@ -89,6 +89,40 @@ static void use_window(task *self, unsigned number) {
     }
 }
 
+static mp_pool *open_pool(size_t limit, size_t max_idle, mp_account *account) {
+    mp_pool_config config = {
+        .limit = limit, .max_idle = max_idle, .idle_timeout = UINT64_C(10000000000), .alignment = 64, .account = account};
+    mp_pool *pool;
+    if (mp_pool_create(&config, &pool) != MP_OK) die("mp_pool_create");
+    return pool;
+}
+
+static mp_pool *plain_pool(void) { return open_pool(MP_NO_LIMIT, MP_NO_LIMIT, NULL); }
+
+/* A pool is closed, or may keep nothing idle, while many small blocks are lent; they end in no good order. */
+static void use_in_bulk(mp_pool *pool, bool close) {
+    enum { MANY = BATCH * 16 };
+    static mp_block *held[MANY];
+    for (unsigned i = 0; i < MANY; i++) {
+        if (mp_pool_acquire(pool, 64, &held[i], NULL) != MP_OK) die("acquire");
+    }
+    if (close) mp_pool_close(pool);
+    for (unsigned i = 0; i < MANY; i++) (void)mp_pool_release(held[i * 2053 % MANY], MP_END_RELEASED);
+}
+
+static void use_closed(task *self, unsigned number) {
+    mp_pool *pool = plain_pool();
+    (void)self;
+    (void)number;
+    use_in_bulk(pool, true);
+    mp_pool_destroy(pool);
+}
+
+static void use_keeping_nothing(task *self, unsigned number) {
+    (void)number;
+    use_in_bulk(self->pool, false);
+}
+
 /* Every acquire goes to the OS, every release back to it. */
 static void use_cold(task *self, unsigned number) {
     for (unsigned i = 0; i < BATCH; i += 16) {
@@ -181,7 +215,8 @@ static double measure(task *of, unsigned threads, unsigned ms) {
     start_workers(&all, threads);
     sleep_ms(ms / 5.0);
     uint64_t before = count_batches(&all, threads), start = now_ns();
-    sleep_ms(ms);
+    do sleep_ms(ms);
+    while (count_batches(&all, threads) == before);
     double done = (double)(count_batches(&all, threads) - before), elapsed = (double)(now_ns() - start);
     atomic_store(&all.over, true);
     for (unsigned i = 0; i < threads; i++) (void)pthread_join(all.workers[i].thread, NULL);
@@ -200,16 +235,6 @@ typedef struct row {
 
 static row rows[ROWS];
 static unsigned n_rows;
-
-static mp_pool *open_pool(size_t limit, size_t max_idle, mp_account *account) {
-    mp_pool_config config = {
-        .limit = limit, .max_idle = max_idle, .idle_timeout = UINT64_C(10000000000), .alignment = 64, .account = account};
-    mp_pool *pool;
-    if (mp_pool_create(&config, &pool) != MP_OK) die("mp_pool_create");
-    return pool;
-}
-
-static mp_pool *plain_pool(void) { return open_pool(MP_NO_LIMIT, MP_NO_LIMIT, NULL); }
 
 static mp_pool *accounted_pool(void) {
     mp_account *root, *leaf;
@@ -252,6 +277,8 @@ static void add_single_rows(void) {
     (void)add("malloc_free_4KiB", one_size(use_malloc, NULL, 4096), 1, "mempool", plain, 1);
     (void)add("limit_and_account", one_size(use_pool, accounted_pool(), 4096), 1, "plain pool", plain, 1);
     (void)add("max_idle", one_size(use_pool, open_pool(MP_NO_LIMIT, (size_t)1 << 30, NULL), 4096), 1, "plain pool", plain, 1);
+    add("closed_64B", one_size(use_closed, NULL, 64), 1, "plain pool", plain, 1)->scale = 16;
+    add("keeping_nothing_64B", one_size(use_keeping_nothing, open_pool(MP_NO_LIMIT, 0, NULL), 64), 1, "plain pool", plain, 1)->scale = 16;
     (void)add("window_of_16", one_size(use_window, plain_pool(), 4096), 1, "plain pool", plain, 1);
 }
 

@@ -255,6 +255,21 @@ static void limits_may_change_while_charges_come(void) {
     mp_account_release(shared.root);
 }
 
+/* Limits that cannot be set are taken back; several at once must not restore each other's. */
+static void ask_too_little(void *context, unsigned number) {
+    contest *shared = context;
+    for (unsigned i = 0; i < CHARGES; i++) CHECK_EQ(mp_account_set_limit(shared->root, 100 + number), MP_ERR_INVALID);
+}
+
+static void limits_that_fail_leave_no_trace(void) {
+    contest shared = {.root = open_account(NULL, LIMIT)};
+    CHECK_EQ(mp_account_charge(shared.root, LIMIT / 2, NULL), MP_OK);
+    crew_run(4, ask_too_little, &shared);
+    CHECK_EQ(mp_account_limit(shared.root), LIMIT);
+    mp_account_discharge(shared.root, LIMIT / 2);
+    mp_account_release(shared.root);
+}
+
 /* Pools under one account that take idle memory from each other all the time. */
 static void take_from_each_other(void *context, unsigned number) {
     contest *shared = context;
@@ -292,6 +307,7 @@ int main(int argc, char **argv) {
     TEST(what_can_never_fit_gives_nothing_up);
     TEST(used_is_never_above_the_limit);
     TEST(limits_may_change_while_charges_come);
+    TEST(limits_that_fail_leave_no_trace);
     TEST(pools_share_an_account);
     return check_end();
 }

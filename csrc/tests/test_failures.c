@@ -48,8 +48,37 @@ static void nothing_fails(void) {
     for (uint64_t seed = 1; seed <= 20; seed++) (void)live_once(seed, ROUNDS_PER_WORLD, 0, 0, true);
 }
 
+/* Where unmap is refused, pages go and addresses stay: they are committed before they are used again, also those that never were used. */
+static void what_stays_mapped_is_used_again(void) {
+    const size_t sizes[] = {64, 1500, 4096, 40000, 3 * MIB};
+    for (size_t i = 0; i < 5; i++) {
+        ledger books;
+        mp_block *held[40];
+        ledger_open(&books);
+        books.may_refuse = 1 << LEDGER_UNMAP;
+        books.one_in = 1;
+        mp_pool_config config = plain(&books);
+        mp_pool *pool = open_pool(&config);
+        for (size_t many = 1; many <= 40; many += 13) {
+            for (size_t k = 0; k < many; k++) {
+                held[k] = take(pool, sizes[i]);
+                mp_block_zero(held[k], sizes[i]);
+                CHECK(is_filled(held[k]->data, 0, sizes[i]));
+                memset(held[k]->data, 7, sizes[i]);
+            }
+            for (size_t k = 0; k < many; k++) give(held[k]);
+            (void)mp_pool_trim(pool, 0);
+            CHECK_EQ(snapshot(pool).reserved, 0);
+            CHECK_EQ(ledger_resident(&books), 0);
+        }
+        mp_pool_destroy(pool);
+        ledger_close(&books);
+    }
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
+    TEST(what_stays_mapped_is_used_again);
     TEST(nothing_fails);
     TEST(each_call_fails_once);
     TEST(most_calls_fail);

@@ -130,6 +130,57 @@ static void max_idle_zero_keeps_nothing(void) {
     }
 }
 
+/* Small blocks leave a chunk at a time only, and not every release looks for such chunks; in the end they all went. */
+static void small_blocks_come_back_in_any_order(void) {
+    enum { MANY = 4000 };
+    static mp_block *held[MANY];
+    for (unsigned how = 0; how < 3; how++) {
+        mp_pool_config config = plain(NULL);
+        if (how == 0) config.max_idle = 100000;
+        if (how == 1) config.idle_timeout = 0;
+        mp_pool *pool = open_pool(&config);
+        dice luck = {.state = check_seed = 8};
+        for (size_t i = 0; i < MANY; i++) {
+            size_t place = roll_below(&luck, i + 1);
+            held[i] = held[place];
+            held[place] = take(pool, 64);
+        }
+        if (how == 2) mp_pool_close(pool);
+        for (size_t i = 0; i < MANY; i++) (void)mp_pool_release(held[i], MP_END_RELEASED);
+        CHECK_LE(snapshot(pool).idle, how == 0 ? config.max_idle : 0);
+        mp_pool_destroy(pool);
+    }
+}
+
+/* A pool that has all it may keep gives back what comes, and keeps what it has. */
+static void a_full_pool_stays_full(void) {
+    enum { MANY = 1000, FEW = 200 };
+    static mp_block *held[MANY + FEW];
+    mp_pool_config config = plain(NULL);
+    config.max_idle = (size_t)MANY * 4096;
+    mp_pool *pool = open_pool(&config);
+    for (size_t i = 0; i < MANY + FEW; i++) held[i] = take(pool, 4096);
+    for (size_t i = 0; i < MANY + FEW; i++) {
+        give(held[i]);
+        if (i % 100 == 0) CHECK_LE(snapshot(pool).idle, config.max_idle);
+    }
+    CHECK_EQ(snapshot(pool).idle, config.max_idle);
+    mp_pool_destroy(pool);
+}
+
+/* No thread is started for what does not stay. */
+static void what_goes_at_once_needs_no_thread(void) {
+    mp_pool_config config = plain(NULL);
+    config.max_idle = 0;
+    config.idle_timeout = 1000 * MS;
+    mp_pool *pool = open_pool(&config);
+    for (unsigned i = 0; i < 10; i++) {
+        give(take(pool, 5000));
+        CHECK(!mp_housekeeping_runs());
+    }
+    mp_pool_destroy(pool);
+}
+
 /* Blocks come and go in many threads; the count of idle bytes that the hot path keeps must not drift. */
 static void churn(void *context, unsigned number) {
     mp_pool *pool = context;
@@ -272,6 +323,9 @@ int main(int argc, char **argv) {
     TEST(empty_chunks_are_unmapped);
     TEST(max_idle_bounds_what_lies_about);
     TEST(max_idle_zero_keeps_nothing);
+    TEST(small_blocks_come_back_in_any_order);
+    TEST(a_full_pool_stays_full);
+    TEST(what_goes_at_once_needs_no_thread);
     TEST(max_idle_holds_among_threads);
     TEST(idle_memory_is_purged_with_no_call_made);
     TEST(nothing_goes_before_its_time);
