@@ -1,4 +1,5 @@
 # Accounts: a tree of counters with limits. The counters live in csrc/account.c; here are their names and their Python faces.
+cdef object weak_reference
 from _weakref import ref as weak_reference
 
 # Accounts that `charge` filled stay alive until they are discharged: somebody holds that memory, so reports must show it.
@@ -24,6 +25,7 @@ cdef class _Forget:
         self.entries.pop(self.key, None)
 
 
+@cython.trashcan(True)
 cdef class Account:
     """Account(name, *, limit=None, parent=None)\n--\n
     Counts native bytes, for itself and for every ancestor.
@@ -59,13 +61,16 @@ cdef class Account:
     cdef object __weakref__
 
     def __init__(self, name, *, limit=None, parent=None):
+        cdef size_t bound
         if self._c is not NULL:
             raise RuntimeError(f"Account {self.name!r} was initialised already")
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {name!r}")
+        name = plain_str(name)
         if parent is not None and not isinstance(parent, Account):
             raise TypeError(f"parent must be an Account or None, not {parent!r}")
-        self._open(name, _limit_to_c(limit), parent if parent is not None else _root)
+        bound = _limit_to_c(limit)  # may run Python, which may initialise this very account
+        if self._c is not NULL:
+            raise RuntimeError(f"Account {self.name!r} was initialised already")
+        self._open(name, bound, parent if parent is not None else _root)
 
     cdef int _open(self, str name, size_t limit, Account parent) except -1:
         if mp_account_create(parent._ready() if parent is not None else NULL, limit, NULL, &self._c) != MP_OK:
@@ -239,8 +244,7 @@ cdef class _EndOfTracked:
         self.size = size
 
     def __call__(self, ref):
-        if self.key is not None:
-            _tracked.pop(self.key, None)
+        if self.key is not None and _tracked.pop(self.key, None) is not None:
             mp_account_discharge(self.account._c, self.size)
 
 
@@ -292,8 +296,14 @@ cdef size_t _size_to_c(object value, str name) except? 0:
     try:
         size = value
     except OverflowError:
-        raise OverflowError(f"{name} of {value} bytes cannot be addressed") from None
+        raise OverflowError(f"{name} of {shown(value)} bytes cannot be addressed") from None
     return <size_t> size
+
+
+cdef str plain_str(object name):
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {name!r}")
+    return str.__str__(name)  # of a subclass too
 
 
 cdef size_t _limit_to_c(object value) except? 0:

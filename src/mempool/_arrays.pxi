@@ -92,7 +92,7 @@ cdef Py_ssize_t to_extent(object value, str name) except -1:
     try:
         extent = value
     except OverflowError:
-        raise ValueError(f"{name} of {value} is beyond any buffer") from None
+        raise ValueError(f"{name} of {shown(value)} is beyond any buffer") from None
     if extent < 0:
         raise ValueError(f"{name} must not be negative, got {extent}")
     return extent

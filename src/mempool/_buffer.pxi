@@ -161,6 +161,8 @@ cdef class Buffer:
         cdef _Holder holder
         if self._holder is None:
             holder = _Holder.__new__(_Holder)
+            if self._holder is not None:  # the allocation ran the collector, and that a finaliser which viewed this buffer
+                return self._holder
             holder.nbytes = self._lent().requested
             holder.block = self._block
             holder.pool = self._pool._weak
@@ -202,22 +204,26 @@ cdef class Buffer:
         pass
 
     def __len__(self):
-        return self._lent().requested
+        with cython.critical_section(self):
+            return self._lent().requested
 
     @property
     def nbytes(self):
         """Length in bytes."""
-        return self._lent().requested
+        with cython.critical_section(self):
+            return self._lent().requested
 
     @property
     def capacity(self):
         """Bytes of the block: how far `resize` can go."""
-        return self._lent().capacity
+        with cython.critical_section(self):
+            return self._lent().capacity
 
     @property
     def address(self):
         """Address of the first byte."""
-        return <uintptr_t>self._lent().data
+        with cython.critical_section(self):
+            return <uintptr_t>self._lent().data
 
     @property
     def released(self):
@@ -411,7 +417,7 @@ cdef Py_ssize_t to_index(object index) except? -1:
     try:
         return index
     except OverflowError:
-        raise IndexError(f"index {index} is out of range for any buffer") from None
+        raise IndexError(f"index {shown(index.__index__())} is out of range for any buffer") from None
 
 
 cdef unsigned char to_byte(object value) except? 255:
@@ -432,6 +438,8 @@ cdef int set_slice(object target, object value) except -1:
     source = PyMemoryView_FromObject(value)
     if source.nbytes != target.nbytes:
         raise ValueError(f"cannot put {source.nbytes} bytes into a slice of {target.nbytes}")
+    if not source.nbytes:
+        return 0
     if source.format != "B" or source.ndim != 1:
         source = source.cast("B") if source.c_contiguous else memoryview(source.tobytes())
     target[:] = source

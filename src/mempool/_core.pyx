@@ -1,5 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=True
+# cython: auto_pickle=False
 """The compiled layer: leases of native memory through Python's protocols.
 
 Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
@@ -19,7 +20,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_Fetch, PyErr_Restore, PyErr_SetInterrupt
 from cpython.long cimport PyLong_CheckExact
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.number cimport PyIndex_Check
@@ -31,9 +32,11 @@ from libc.string cimport memcmp, memcpy
 
 from mempool._libmempool cimport *
 
+# C variables, not module globals: finalisers that run late at exit find the module's dict empty.
+cdef object AccountLimitExceeded, PoolExhausted, PoolStats, SizeClassStats, parse_duration, parse_size, shown
 from mempool._records import PoolStats, SizeClassStats
 from mempool.errors import AccountLimitExceeded, PoolExhausted
-from mempool.units import parse_duration, parse_size
+from mempool.units import parse_duration, parse_size, shown
 
 cdef extern from "Python.h":
     int PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size) nogil

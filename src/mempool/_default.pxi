@@ -5,15 +5,23 @@ cdef BufferPool _default_pool = None
 cdef dict _only_one = {}  # setdefault is atomic: of two threads that make the pool one wins, without a lock
 
 
+cdef BufferPool the_pool():
+    global _default_pool
+    cdef BufferPool made
+    if _default_pool is None:
+        made = BufferPool(lookup("limit"), name="default")
+        _default_pool = _only_one.setdefault("pool", made)
+        if _default_pool is made:
+            _follow_settings({"limit": lookup("limit")})  # `configure` may have been called meanwhile
+    return _default_pool
+
+
 def default_pool():
     """Return the pool that is used where none is named; there is one in a process.
 
     Its limit comes from `configure` or ``MEMPOOL_LIMIT``.
     """
-    global _default_pool
-    if _default_pool is None:
-        _default_pool = _only_one.setdefault("pool", BufferPool(lookup("limit"), name="default"))
-    return _default_pool
+    return the_pool()
 
 
 def _follow_settings(parsed):
@@ -28,7 +36,7 @@ def _follow_settings(parsed):
 
 def acquire(nbytes, *, bint zero=False, timeout=0):
     """Lend memory from `default_pool()`. See `BufferPool.acquire`."""
-    cdef BufferPool pool = default_pool() if _default_pool is None else _default_pool
+    cdef BufferPool pool = the_pool()
     return pool.acquire(nbytes, zero=zero, timeout=timeout)
 
 
@@ -40,7 +48,7 @@ def _rebuild_buffer(content):
         return content
     PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
     try:
-        buffer = (<BufferPool>default_pool())._acquire_now(view.len)
+        buffer = the_pool()._acquire_now(view.len)
         memcpy(buffer._block.data, view.buf, view.len)
     finally:
         PyBuffer_Release(&view)

@@ -140,7 +140,10 @@ cdef object dlpack_capsule(Buffer buffer, object stream, object max_version, obj
         raise BufferError(f"memory on the CPU has no stream, got stream={stream!r}")
     if dl_device is not None and tuple(dl_device) != (DL_CPU, 0):
         raise BufferError(f"cannot export to device {dl_device!r}: the memory is on the CPU, (1, 0)")
-    versioned = max_version is not None and max_version[0] >= DL_MAJOR
+    versioned = False
+    if max_version is not None:
+        major, _ = max_version  # not by index: bounds are not checked here
+        versioned = major >= DL_MAJOR
     buffer._lent()
     if copy:
         buffer = copy_of(buffer)

@@ -1,4 +1,5 @@
 # Leak detection: where a lease was acquired, and the warning if nobody released it.
+cdef object _sys, LEAK_MODES, lookup, parse_leak_mode, parse_limit
 import sys as _sys
 
 from mempool.settings import LEAK_MODES, lookup, parse_leak_mode, parse_limit

@@ -76,17 +76,20 @@ leak_detection=None, account=None, name=None)\n--\n
             raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
         if account is not None and not isinstance(account, Account):
             raise TypeError(f"account must be an Account or None, not {account!r}")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {name!r}")
+        name = f"pool-{next(_pool_number)}" if name is None else plain_str(name)
         config.limit = _limit_to_c(limit)
         config.max_idle = MP_NO_LIMIT if max_idle is None else _size_to_c(max_idle, "max_idle")
         config.idle_timeout = timeout_to_ns(idle_timeout)
         config.alignment = check_alignment(alignment)
         config.huge = huge_mode(huge_pages)
-        config.zero_on_release = self._zeroes = check_bool(zero_on_release, "zero_on_release")
+        config.zero_on_release = check_bool(zero_on_release, "zero_on_release")
         config.source = NULL
-        self._set_leaks(leak_mode(leak_detection))
-        self.name = name if name is not None else f"pool-{next(_pool_number)}"
+        leaks = leak_mode(leak_detection)
+        if self._c is not NULL:  # an argument's __index__ may have initialised this very pool
+            raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
+        self._zeroes = config.zero_on_release
+        self._set_leaks(leaks)
+        self.name = name
         self._weak = weak_reference(self)
         self._waiters = _deque()
         self._generation = mp_fork_generation()
@@ -437,6 +440,4 @@ cdef bint check_bool(object value, str name) except -1:
 cdef size_t _count_to_c(object value, str name) except? 0:
     if isinstance(value, bool) or not PyIndex_Check(value):
         raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
     return _size_to_c(value, name)

@@ -5,6 +5,7 @@
 # waits on a locked lock, which Ctrl-C interrupts; a task is woken through its loop. A wake-up that finds its waiter busy is
 # kept for it, so
 # none is lost. No lock is held here: the queue is a deque, whose single operations are atomic.
+cdef object _allocate_lock, _deque, _monotonic
 from _thread import allocate_lock as _allocate_lock
 from _collections import deque as _deque  # `collections` is a fifth of the time that importing this package takes
 from time import monotonic as _monotonic
@@ -38,8 +39,8 @@ cdef class _Waiter:
             return True
         try:
             self.loop.call_soon_threadsafe(self.signal)
-        except RuntimeError:
-            return False
+        except RuntimeError:  # a RecursionError is one, too: then the timer of the task looks up
+            return not self.loop.is_closed()
         return True
 
     cdef bint is_dead(self) except -1:
@@ -48,7 +49,11 @@ cdef class _Waiter:
 
 cdef void wake(BufferPool pool) noexcept:
     """Memory came back: let the head of the queue look. An error of its loop is reported as unraisable."""
-    wake_head(pool)
+    try:
+        wake_head(pool)
+    except KeyboardInterrupt:  # came to the wrong place: wake first, then let it come again
+        wake_head(pool)
+        PyErr_SetInterrupt()
 
 
 cdef int wake_head(BufferPool pool) except -1:
@@ -103,7 +108,8 @@ cdef bint is_head(BufferPool pool, _Waiter waiter) except -1:
         if not head.is_dead():
             return False
         forget(queue, head)
-    return False
+    enter_queue(pool, waiter)  # in the child of a fork: the queue is new
+    return queue[0] is waiter
 
 
 cdef Buffer try_in_turn(BufferPool pool, _Waiter waiter, size_t size):

@@ -6,7 +6,7 @@ The variables are ``MEMPOOL_LIMIT`` and ``MEMPOOL_LEAK_DETECTION``.
 import os
 import sys
 
-from mempool.units import parse_size
+from mempool.units import parse_size, shown
 
 TYPE_CHECKING = False  # `typing` would cost a third of the time that importing this package takes
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def parse_limit(value: object, name: str = "limit") -> int | None:
         return None
     size = parse_size(value, name)
     if size > sys.maxsize:
-        raise OverflowError(f"{name} of {size} bytes cannot be addressed")
+        raise OverflowError(f"{name} of {shown(size)} bytes cannot be addressed")
     if size == 0:
         raise ValueError(f"{name} must be more than 0 bytes, got {value!r}")
     return size

@@ -23,6 +23,11 @@ _DURATIONS = {
 }
 
 
+def shown(number: int) -> int | str:
+    """Return what an error may show of a number: Python refuses to write out thousands of digits."""
+    return number if number.bit_length() <= 4096 else f"a number of {number.bit_length()} bits"
+
+
 def _split(text: str) -> tuple[str, str, str]:
     """Split ``"1.5 GiB"`` into whole digits, fraction digits and unit; empty digits if malformed."""
     text = text.strip().lower()
@@ -69,7 +74,7 @@ def parse_size(value: object, name: str = "size") -> int:
         raise TypeError(f"{name} must be an int of bytes or a string such as '64KiB', not {value!r}")
     size = int(value.__index__())  # type: ignore[attr-defined]
     if size < 0:
-        raise ValueError(f"{name} must not be negative, got {size}")
+        raise ValueError(f"{name} must not be negative, got {shown(size)}")
     return size
 
 
@@ -105,7 +110,7 @@ def parse_duration(value: object, name: str = "duration") -> float:
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except OverflowError:
-        raise ValueError(f"{name} must fit a float, got {value!r}") from None
+        raise ValueError(f"{name} must fit a float, got {shown(int(value))}") from None  # type: ignore[call-overload]
     if not seconds >= 0:
         raise ValueError(f"{name} must not be negative or NaN, got {value!r}")
     return seconds
