@@ -82,6 +82,18 @@ def may_raise(kind: type[Exception] | tuple[type[Exception], ...], *words: str) 
             raise
 
 
+def chain(*limits: int | None) -> list[Account]:
+    """Accounts, each below the one before."""
+    accounts = [Account("0", limit=limits[0])]
+    for number, limit in enumerate(limits[1:], 1):
+        accounts.append(Account(str(number), limit=limit, parent=accounts[-1]))
+    return accounts
+
+
+def used(accounts: Sequence[Account]) -> list[int]:
+    return [account.used for account in accounts]
+
+
 def figures(stats: PoolStats) -> dict[str, object]:
     return {name: getattr(stats, name) for name in stats.__slots__}
 

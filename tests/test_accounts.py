@@ -1,8 +1,11 @@
 """The tree of accounts."""
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,23 +13,11 @@ from hypothesis import strategies as st
 
 from mempool import Account, AccountLimitExceeded, BufferPool
 from mempool.accounting import root_account
-from support import KIB, MIB, nothing_changes, start, start_waiter, together
+from support import KIB, MIB, chain, nothing_changes, start, start_waiter, used
 
 
 class Thing:
     pass
-
-
-def chain(*limits: int | None) -> list[Account]:
-    """Accounts, each below the one before."""
-    accounts = [Account("0", limit=limits[0])]
-    for number, limit in enumerate(limits[1:], 1):
-        accounts.append(Account(str(number), limit=limit, parent=accounts[-1]))
-    return accounts
-
-
-def used(accounts: list[Account]) -> list[int]:
-    return [account.used for account in accounts]
 
 
 def test_a_fresh_account() -> None:
@@ -132,6 +123,25 @@ def test_charged() -> None:
     assert child.used == 0
 
 
+def test_charged_is_one_of_a_kind() -> None:
+    """A copy would discharge once more what was charged once."""
+    account = Account("x")
+    manager = account.charged(100)
+    ways: list[Callable[[Any], object]] = [copy.copy, copy.deepcopy]
+    ways += [
+        lambda it, protocol=protocol: pickle.dumps(it, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    ]
+    ways += [
+        lambda it, protocol=protocol: it.__reduce_ex__(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    ]
+    with manager:
+        for way in ways:
+            with pytest.raises(TypeError):
+                way(manager)
+        assert account.used == 100
+    assert account.used == 0
+
+
 def test_track_until_the_object_dies() -> None:
     parent, child = chain(None, None)
     thing = Thing()
@@ -162,6 +172,22 @@ def test_track_outlives_the_account_object() -> None:
     assert [account.name for account in parent.children] == ["child"]
     del thing
     assert (parent.used, parent.children) == (0, ())
+
+
+def test_what_is_tracked_ends_once() -> None:
+    """Anybody can find the weak reference and call its callback."""
+    account, thing = Account("x"), Thing()
+    account.charge(1000)
+    account.track(thing, 100)
+    (ref,) = weakref.getweakrefs(thing)
+    assert ref.__callback__ is not None
+    for _ in range(3):
+        ref.__callback__(ref)
+        assert account.used == 1000
+    del thing
+    assert account.used == 1000
+    account.discharge(1000)
+    assert account.used == 0
 
 
 @pytest.mark.parametrize("thing", [5, "text", (), None])
@@ -221,6 +247,21 @@ def test_a_charged_account_stays_in_the_tree() -> None:
     child.discharge(10)
     del child
     assert (parent.children, parent.used) == ((), 0)
+
+
+def test_deep_trees_die(run_python: Callable[..., Any]) -> None:
+    """In a process of its own, as it would be the stack that overflows; with a charge and a pool at the bottom, too."""
+    run_python("""
+        import mempool
+        from mempool.accounting import root_account
+        for end in (lambda account: None, lambda account: mempool.BufferPool(account=account)):
+            account = mempool.Account("top")
+            for _ in range(300_000):
+                account = mempool.Account("below", parent=account)
+            kept = end(account)
+            del account, kept
+            assert root_account().children == (), root_account().children
+    """)
 
 
 def test_tree() -> None:
@@ -381,24 +422,3 @@ def test_a_collected_pool_leaves_nothing_in_the_books() -> None:
     del view
     gc.collect()
     assert (account.used, account.children) == (0, ())
-
-
-def test_threads_charge_all_or_none() -> None:
-    accounts = chain(1000, None, 700)
-    refused = []
-
-    def work() -> None:
-        for number in range(2000):
-            account = accounts[1 + number % 2]
-            try:
-                account.charge(300)
-            except AccountLimitExceeded:
-                refused.append(number)
-                continue
-            assert accounts[0].used <= 1000
-            account.discharge(300)
-
-    together([work] * 4)
-    assert used(accounts) == [0, 0, 0]
-    assert accounts[0].peak <= 1000
-    assert accounts[2].peak <= 700

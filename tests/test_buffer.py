@@ -151,6 +151,18 @@ def test_a_slice_takes_anything_with_bytes(make: Callable[[], Any]) -> None:
     assert buffer.tobytes() == b"\0abcdefgh\0"
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: np.empty(0, "f8"), lambda: np.empty((0, 3), "u1"), bytes, lambda: memoryview(b"")]
+)
+def test_an_empty_slice_takes_no_bytes_of_any_kind(make: Callable[[], Any]) -> None:
+    buffer = filled(b"abc")
+    for at in (0, 2, 3, 9):
+        buffer[at:at] = make()
+    assert buffer.tobytes() == b"abc"
+    with pytest.raises(ValueError, match="0"):
+        buffer[0:1] = make()
+
+
 def test_overlapping_slices() -> None:
     buffer = filled(b"abcdefgh")
     buffer[2:8] = buffer[0:6]

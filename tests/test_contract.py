@@ -1,5 +1,6 @@
 """The surface of pools and accounts: names, signatures, what bad input raises, and that it changes nothing."""
 
+import enum
 import inspect
 import math
 import subprocess
@@ -222,6 +223,100 @@ def test_bad_input(call: str, value: object, error: type[Exception], named: str)
     assert subjects.pool.limit == 4 * MIB
 
 
+HUGE = 10**5000  # more digits than Python prints
+HUGE_ROWS: dict[str, tuple[Call, type[Exception]]] = {
+    "pool.acquire(huge)": (lambda s, huge: s.pool.acquire(huge), OverflowError),
+    "pool.acquire(huge, timeout=None)": (lambda s, huge: s.pool.acquire(huge, timeout=None), OverflowError),
+    "pool.acquire_async(huge)": (lambda s, huge: s.pool.acquire_async(huge), OverflowError),
+    "buffer.resize(huge)": (lambda s, huge: s.buffer.resize(huge), OverflowError),
+    "pool.reserve(huge)": (lambda s, huge: s.pool.reserve(huge), OverflowError),
+    "pool.reserve(64, huge)": (lambda s, huge: s.pool.reserve(64, huge), OverflowError),
+    "pool.trim(huge)": (lambda s, huge: s.pool.trim(huge), OverflowError),
+    "pool.limit = huge": (lambda s, huge: setattr(s.pool, "limit", huge), OverflowError),
+    "BufferPool(limit=huge)": (lambda s, huge: BufferPool(limit=huge, account=s.parent), OverflowError),
+    "BufferPool(max_idle=huge)": (lambda s, huge: BufferPool(max_idle=huge, account=s.parent), OverflowError),
+    "mempool.configure(limit=huge)": (lambda s, huge: mempool.configure(limit=huge), OverflowError),
+    "account.charge(huge)": (lambda s, huge: s.account.charge(huge), OverflowError),
+    "account.charged(huge)": (lambda s, huge: s.account.charged(huge), OverflowError),
+    "account.discharge(huge)": (lambda s, huge: s.account.discharge(huge), OverflowError),
+    "account.track(huge)": (lambda s, huge: s.account.track(s, huge), OverflowError),
+    "account.limit = huge": (lambda s, huge: setattr(s.account, "limit", huge), OverflowError),
+    "Account('x', limit=huge)": (lambda s, huge: Account("x", limit=huge, parent=s.parent), OverflowError),
+    "units.parse_size(-huge)": (lambda s, huge: mempool.units.parse_size(-huge), ValueError),
+    "pool.acquire(-huge)": (lambda s, huge: s.pool.acquire(-huge), ValueError),
+    "pool.reserve(-huge)": (lambda s, huge: s.pool.reserve(-huge), ValueError),
+    "pool.reserve(64, -huge)": (lambda s, huge: s.pool.reserve(64, -huge), ValueError),
+    "pool.trim(-huge)": (lambda s, huge: s.pool.trim(-huge), ValueError),
+    "account.charge(-huge)": (lambda s, huge: s.account.charge(-huge), ValueError),
+    "mempool.configure(limit=-huge)": (lambda s, huge: mempool.configure(limit=-huge), ValueError),
+    "pool.acquire(1, timeout=huge)": (lambda s, huge: s.pool.acquire(1, timeout=huge), ValueError),
+    "pool.acquire(1, timeout=-huge)": (lambda s, huge: s.pool.acquire(1, timeout=-huge), ValueError),
+    "BufferPool(idle_timeout=huge)": (lambda s, huge: BufferPool(idle_timeout=huge, account=s.parent), ValueError),
+    "BufferPool(alignment=huge)": (lambda s, huge: BufferPool(alignment=huge, account=s.parent), ValueError),
+    "BufferPool(alignment=-huge)": (lambda s, huge: BufferPool(alignment=-huge, account=s.parent), ValueError),
+    "buffer[huge]": (lambda s, huge: s.buffer[huge], IndexError),
+    "buffer[-huge]": (lambda s, huge: s.buffer[-huge], IndexError),
+    "buffer[huge] = 1": (lambda s, huge: s.buffer.__setitem__(huge, 1), IndexError),
+    "buffer[0] = huge": (lambda s, huge: s.buffer.__setitem__(0, huge), ValueError),
+    "buffer.array(offset=huge)": (lambda s, huge: s.buffer.array(offset=huge), ValueError),
+    "buffer.array(offset=-huge)": (lambda s, huge: s.buffer.array(offset=-huge), ValueError),
+    "buffer.array(shape=huge)": (lambda s, huge: s.buffer.array(shape=huge), ValueError),
+    "buffer.array(shape=(1, huge))": (lambda s, huge: s.buffer.array(shape=(1, huge)), ValueError),
+    "buffer.array(shape=-huge)": (lambda s, huge: s.buffer.array(shape=-huge), ValueError),
+}
+
+
+@pytest.mark.parametrize(("call", "error"), HUGE_ROWS.values(), ids=HUGE_ROWS.keys())
+def test_numbers_too_long_to_print(call: Call, error: type[Exception]) -> None:
+    """They are refused for what they are, not for the length of a message."""
+    subjects = Subjects()
+    with nothing_changes(subjects.pool, subjects.parent, subjects.account), pytest.raises(error) as caught:
+        call(subjects, HUGE)
+    assert type(caught.value) is error
+    assert "Exceeds the limit" not in str(caught.value)
+    subjects.buffer.resize(10)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Letter(enum.StrEnum):
+    X = "x"
+
+
+class Number:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+@pytest.mark.parametrize("name", [Text("x"), Letter.X], ids=["subclass", "StrEnum"])
+def test_names_may_be_of_a_subclass_of_str(name: str) -> None:
+    account = Account(name)
+    pool = BufferPool(name=name, account=account)
+    assert [account.name, pool.name, pool.account.name] == ["x"] * 3
+    assert "'x'" in repr(pool)
+    assert pool.account.tree()["name"] == account.tree()["name"] == "x"
+    with pytest.raises(mempool.MempoolError) as caught:
+        BufferPool(64, name=name).acquire(100)
+    assert "'x'" in str(caught.value)
+
+
+def test_sizes_and_counts_are_whatever_has_an_index() -> None:
+    pool = BufferPool(Number(MIB), alignment=Number(128), max_idle=Number(MIB))
+    pool.reserve(Number(4096), Number(3))
+    assert (pool.limit, pool.stats().idle) == (MIB, 3 * 4096)
+    buffer = pool.acquire(Number(100))
+    buffer.resize(Number(50))
+    buffer[Number(3)] = Number(7)
+    assert (len(buffer), buffer[3], buffer[Number(3)]) == (50, 7, 7)
+    buffer.release()
+    assert pool.trim(Number(4096)) > 0
+
+
 @pytest.mark.parametrize("nbytes", [2**47 + 1, 2**62, "7000PiB"])
 @pytest.mark.parametrize("limit", [None, "4MiB"])
 @pytest.mark.parametrize("timeout", [0, None])
@@ -390,6 +485,44 @@ def test_nothing_is_initialised_twice() -> None:
         buffer.__init__()  # type: ignore[misc]
     assert books(pool, account) == before
     assert len(buffer) == 100
+
+
+@pytest.mark.parametrize("argument", ["limit", "max_idle", "idle_timeout", "alignment"])
+def test_a_pool_is_initialised_once_even_by_its_arguments(argument: str) -> None:
+    class Number:
+        def __index__(self) -> int:
+            pool.__init__(limit="64KiB", name="inner", account=parent)  # type: ignore[misc]
+            leases.append(pool.acquire(4096))
+            return 64
+
+    parent, leases = Account("parent"), list[Buffer]()
+    pool = BufferPool.__new__(BufferPool)
+    with pytest.raises(RuntimeError, match="inner"):
+        pool.__init__(**{argument: Number()}, name="outer", account=parent)  # type: ignore[misc]
+    assert (pool.name, pool.limit, pool.account.name) == ("inner", 64 * 1024, "inner")
+    assert parent.children == (pool.account,)
+    (lease,) = leases
+    assert (lease.pool, pool.stats().live, parent.used) == (pool, 1, 4096)
+    lease.release()
+    pool.trim()
+    assert (pool.stats().acquires, pool.stats().reserved, parent.used) == (1, 0, 0)
+
+
+def test_an_account_is_initialised_once_even_by_its_limit() -> None:
+    class Number:
+        def __index__(self) -> int:
+            account.__init__("inner", limit=200, parent=parent)  # type: ignore[misc]
+            account.charge(100)
+            return 50
+
+    parent = Account("parent")
+    account = Account.__new__(Account)
+    with pytest.raises(RuntimeError, match="inner"):
+        account.__init__("outer", limit=Number(), parent=parent)  # type: ignore[misc]
+    assert (account.name, account.limit, account.used, parent.used) == ("inner", 200, 100, 100)
+    assert parent.children == (account,)
+    account.discharge(100)
+    assert (account.used, parent.used) == (0, 0)
 
 
 def test_a_failed_initialisation_may_be_repeated() -> None:

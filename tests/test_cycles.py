@@ -326,3 +326,46 @@ def test_reference_counts_stay_even(pool: mempool.BufferPool) -> None:
         assert buffer != b"x"
     assert sys.getrefcount(buffer) == before[0]
     assert sys.getrefcount(pool) - before[1] <= 1  # the holder of the views
+
+
+@pytest.mark.parametrize("make", ["memoryview(b)", "b[:]", "b.array()", "numpy.frombuffer(b, 'u1')"])
+def test_finalizer_views_the_buffer_that_is_being_viewed(run_python: Callable[..., Any], make: str) -> None:
+    """The collector may run within the first export; both views must hold one and the same block, to the last of them."""
+    run_python(
+        f"""
+        import ctypes, gc, mempool, numpy
+        gc.disable()
+        pool, found, others = mempool.BufferPool(idle_timeout=None), [], []
+
+        class Node:
+            def __init__(self, buffer):
+                self.buffer, self.itself = buffer, self
+
+            def __del__(self):
+                found.append(memoryview(self.buffer))
+
+        for threshold in range(1, 30):
+            b = pool.acquire(4096)
+            ctypes.memset(b.address, 0, 4096)
+            gc.collect()
+            others += [memoryview(pool.acquire(64)) for _ in range(70)]  # so that memory for what the view needs is allocated
+            gc.collect(0)
+            Node(b)
+            gc.set_threshold(threshold)
+            gc.enable()
+            view = {make}
+            gc.disable()
+            gc.collect()
+            (late,) = found
+            found.clear()
+            del view
+            b.release()
+            assert pool.stats().retired >= 4096, threshold
+            with pool.acquire(4096) as other:
+                other[:] = b"x" * 4096
+                assert bytes(late) == bytes(4096), threshold
+            retired = pool.stats().retired
+            late.release()
+            assert pool.stats().retired == retired - 4096, threshold
+        """
+    )

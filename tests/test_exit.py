@@ -99,6 +99,51 @@ def test_finalizers_after_the_modules_are_gone(run_python: Callable[..., Any]) -
     )
 
 
+LATE_CALLS = {
+    "acquire": "late.pool.acquire(4096)",
+    "acquire with a timeout": "late.pool.acquire(4096, timeout=1)",
+    "acquire with a timeout for ever": "late.pool.acquire(4096, zero=True, timeout=None)",
+    "with": "with late.pool.acquire(4096) as b: b[:3] = b'abc'",
+    "release": "late.buffer.release()",
+    "slice": "late.buffer[:10]",
+    "compare": "late.buffer == b'abc'",
+    "stats": "late.pool.stats()",
+    "size classes": "late.pool.stats().size_classes[0].size",
+    "reserve": "late.pool.reserve(4096, 2)",
+    "trim": "late.pool.trim(0)",
+    "limit": "late.pool.limit = 8192",
+    "account": "late.pool.account.tree()",
+    "close": "late.pool.close()",
+}
+
+
+@pytest.mark.parametrize("place", ["sys.late", "mempool._core.late", "builtins.late"])
+@pytest.mark.parametrize("call", LATE_CALLS.values(), ids=LATE_CALLS.keys())
+def test_what_finalizers_may_call_at_the_very_end(run_python: Callable[..., Any], place: str, call: str) -> None:
+    """Whatever the interpreter took apart before: a pool and its leases work to the end. By then it no longer reports errors."""
+    done = run_python(
+        f"""
+        import builtins, os, sys, mempool
+
+        class Late:
+            def __init__(self):
+                self.error, self.repr, self.write = BaseException, repr, os.write
+                self.pool = mempool.BufferPool(limit=16384)
+                self.buffer = self.pool.acquire(100)
+
+            def __del__(late):
+                try:
+                    {call}
+                except late.error as error:
+                    late.write(2, late.repr(error).encode())
+                late.write(1, b"done")
+
+        {place} = Late()
+        """
+    )
+    assert (done.stdout, done.stderr) == ("done", "")
+
+
 @pytest.mark.parametrize("how", ["acquire(4096, timeout=None)", "acquire(4096, timeout=1000)"])
 def test_daemon_threads_that_wait(run_python: Callable[..., Any], how: str) -> None:
     clean(

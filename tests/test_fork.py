@@ -45,10 +45,10 @@ PRELUDE = """
 def script(run_python: Callable[..., Any]) -> Callable[..., None]:
     """Run a snippet after the prelude; neither process may print a word of complaint."""
 
-    def run(code: str, **options: Any) -> None:
+    def run(code: str, *args: object, **options: Any) -> None:
         import textwrap
 
-        done = run_python(textwrap.dedent(PRELUDE) + textwrap.dedent(code), **options)
+        done = run_python(textwrap.dedent(PRELUDE) + textwrap.dedent(code), *args, **options)
         assert done.stderr == ""
 
     return run
@@ -222,6 +222,49 @@ def test_child_of_a_waiting_task(script: Callable[..., None]) -> None:
 
         asyncio.run(main())
     """)
+
+
+@pytest.mark.parametrize("place", ["head", "behind"])
+@pytest.mark.parametrize("thread", [False, True], ids=["released at once", "released in a thread"])
+def test_fork_in_a_signal_handler_while_a_call_waits(script: Callable[..., None], place: str, thread: bool) -> None:
+    """The call goes on in the child, which has a queue of its own: it must stand in it."""
+    script(
+        """
+        import signal
+        pool = mempool.BufferPool(limit=4096)
+        lease, children = pool.acquire(4096), []
+        first = threading.Thread(target=lambda: pool.acquire(4096, timeout=60).release())
+        if sys.argv[1] == "behind":
+            first.start()
+            until(lambda: pool.stats().waits == 1)
+        before = pool.stats().waits
+
+        def fork(*_):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other threads
+                children.append(os.fork())
+            if children == [0]:
+                signal.alarm(30)
+            if sys.argv[2] == "True" and children == [0]:
+                threading.Thread(target=lease.release).start()
+            else:
+                lease.release()
+
+        def interrupt():
+            until(lambda: pool.stats().waits == before + 1)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        signal.signal(signal.SIGUSR1, fork)
+        threading.Thread(target=interrupt).start()
+        got = pool.acquire(4096, timeout=None)
+        assert pool.stats().live == 1
+        if children == [0]:
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        """,
+        place,
+        thread,
+    )
 
 
 def test_fork_while_threads_lease(script: Callable[..., None]) -> None:

@@ -227,6 +227,43 @@ def test_thread_takes_no_signals_and_shows_nowhere(run_python: Callable[..., Any
 
 
 @linux
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("end", ["release", "drop", "view"])
+def test_where_no_thread_can_start_nothing_stays(run_python: Callable[..., Any], end: str) -> None:
+    """Nobody would purge it, so memory goes back at once."""
+    run_python(
+        """
+        import os, resource, sys, threading, mempool
+        pool = mempool.BufferPool(idle_timeout=0.2)
+        buffers = [pool.acquire(n) for n in (5000, 1 << 20, 64 << 20)]  # nothing is idle beside them: there is no thread yet
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        os.setuid(65534)
+        try:
+            threading.Thread(target=int).start()
+        except RuntimeError:
+            pass
+        else:
+            raise SystemExit("a thread can start")
+        views = [buffer[:] for buffer in buffers if sys.argv[1] == "view"]
+        if sys.argv[1] == "drop":
+            del buffers
+        else:
+            for buffer in buffers:
+                buffer.release()
+        views.clear()
+        if sys.argv[1] != "reserve":
+            assert pool.stats().idle == pool.stats().reserved == 0, pool.stats()
+        else:
+            pool.reserve(5000, 3)
+            with pool.acquire(5000):
+                pass
+            assert pool.stats().idle == 0, pool.stats()
+        """,
+        end,
+    )
+
+
+@linux
 def test_purge_needs_no_interpreter_lock(run_python: Callable[..., Any]) -> None:
     """A call that holds the lock for long does not keep memory from going back."""
     run_python("""

@@ -351,6 +351,19 @@ def test_ndarray_that_kept_the_buffer_returns_it_at_death(pool: mempool.BufferPo
     assert (pool.stats().retired, pool.stats().idle, pool.stats().releases) == (0, SIZE, 1)
 
 
+def test_buffer_that_an_ndarray_kept_is_never_resized(pool: mempool.BufferPool) -> None:
+    """Nothing tells that the array died. What was viewed in other ways can be resized once the views are dead."""
+    buffer, other = lend(pool, SIZE), lend(pool, SIZE)
+    np.ndarray(SIZE, "u1", buffer=buffer)
+    with pytest.raises(BufferError):
+        buffer.resize(10)
+    assert (len(buffer), buffer.tobytes()) == (SIZE, pattern(SIZE))
+    np.frombuffer(other, "u1")
+    other.array()
+    other.resize(10)
+    assert len(other) == 10
+
+
 def test_buffer_kept_by_an_ndarray_and_by_a_view(pool: mempool.BufferPool) -> None:
     buffer = lend(pool, SIZE)
     array, view = np.ndarray(SIZE, "u1", buffer=buffer), buffer[:5]

@@ -1,5 +1,6 @@
 """Limits: never more than the limit is reserved, idle memory goes first, and what is refused has changed nothing."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -298,6 +299,22 @@ def test_trim_gives_back_what_is_idle() -> None:
     assert bytes(held[:4]) == b"here"
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"max_idle": 0}, {"idle_timeout": 0}, {}], ids=["max_idle=0", "idle_timeout=0", "closed"]
+)
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_many_small_blocks_go_as_the_last_of_them_comes_back(arguments: dict[str, int], step: int) -> None:
+    pool = BufferPool(**arguments)  # type: ignore[arg-type]
+    buffers = [pool.acquire(64) for _ in range(20_000)]
+    if not arguments:
+        pool.close()
+    for start in range(step):
+        for buffer in buffers[start::step]:
+            buffer.release()
+        check_identities(pool.stats())
+    assert (pool.stats().idle, pool.stats().reserved, pool.account.used) == (0, 0, 0)
+
+
 @given(st.integers(0, 3 * MIB))
 def test_trim_down_to_a_target(target: int) -> None:
     pool = BufferPool()
@@ -321,6 +338,37 @@ def test_small_blocks_go_once_no_neighbour_is_lent() -> None:
     buffers[0].release()
     pool.trim()
     assert pool.stats().reserved == 0
+
+
+# ---- what the process has
+
+
+@pytest.mark.nosan
+@pytest.mark.skipif(not os.path.isfile("/proc/self/statm"), reason="memory is read from /proc")
+@pytest.mark.parametrize("huge_pages", [True, False, None])
+def test_the_process_takes_no_more_than_the_limit(run_python: Run, huge_pages: bool | None) -> None:
+    """Nor more than is reserved: huge pages must not make memory resident that no figure shows."""
+    code = f"""
+        import resource, mempool
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize()
+
+        pool = mempool.BufferPool(limit="4MiB", huge_pages={huge_pages})
+        before = resident()
+        buffers = []
+        try:
+            for nbytes in range(64, 4096, 64):
+                buffers.append(pool.acquire(nbytes))
+                buffers[-1][0] = 1
+        except mempool.PoolExhausted:
+            assert {huge_pages}, "small pages have room for all"
+        taken, stats = resident() - before, pool.stats()
+        assert stats.reserved == pool.account.used <= 4 << 20, stats
+        assert taken <= stats.reserved + (4 << 20), (taken, stats)
+    """
+    run_python(code)
 
 
 # ---- the OS has no more

@@ -301,6 +301,23 @@ def test_device(pool: mempool.BufferPool) -> None:
     buffer.resize(10)
 
 
+def test_malformed_versions_are_refused(run_python: Callable[..., Any]) -> None:
+    """In a process of its own: what is no pair of numbers must not be read as one."""
+    run_python("""
+        import mempool
+        buffer = mempool.acquire(64)
+        for version in ((), (1,), [], [1], (1, 0, 0), 5, "x", "", b"", None.__class__, (None, 0), ("1", 0), ((), ()), {}):
+            try:
+                buffer.__dlpack__(max_version=version)
+            except (TypeError, ValueError):
+                continue
+            raise SystemExit(f"taken: {version!r}")
+        buffer.resize(10)
+        for version in (None, (0, 8), (1, 0), [1, 1], (2, 0), (10**100, 0)):
+            assert buffer.__dlpack__(max_version=version) is not None
+    """)
+
+
 def test_released_buffers_are_not_exported(pool: mempool.BufferPool) -> None:
     buffer = lend(pool, SIZE)
     buffer.release()

@@ -105,6 +105,35 @@ def test_the_default_pool_follows_at_once(run_python: Run) -> None:
     run_python(code, env=CLEAN)
 
 
+@pytest.mark.parametrize("first", ["mempool.default_pool()", "mempool.acquire(64).pool"])
+def test_configure_while_the_default_pool_is_made(run_python: Run, first: str) -> None:
+    """What another thread configures between a look at the settings and the pool's being there is not missed."""
+    code = f"""
+        import sys, mempool
+        configured = []
+
+        def trace(frame, event, _):
+            if frame.f_code.co_name != "lookup" or event == "call":
+                return trace
+            if event == "return" and frame.f_locals["name"] == settings[len(configured)]:
+                sys.settrace(None)
+                configured.append(event)
+                mempool.configure(limit="1MiB", leak_detection="full")
+                sys.settrace(trace if len(configured) < len(settings) else None)
+            return trace
+
+        settings = [{{setting!r}}]
+        sys.settrace(trace)
+        pool = {first}
+        sys.settrace(None)
+        assert configured, "nothing looked the setting up"
+        assert pool is mempool.default_pool()
+        assert (pool.limit, pool.leak_detection) == (1 << 20, "full"), (pool.limit, pool.leak_detection)
+    """
+    run_python(code.format(setting="limit"), env=CLEAN)
+    run_python(code.format(setting="leak_detection"), env=CLEAN)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "error"),
     [

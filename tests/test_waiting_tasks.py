@@ -14,6 +14,7 @@ from support import DEADLINE, KIB, MIB, check_identities, nothing_changes, start
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 RunLoop = Callable[[Coroutine[Any, Any, Any]], Any]
+RunPython = Callable[..., Any]
 
 
 def loop_factory(name: str) -> Callable[[], Loop]:
@@ -224,6 +225,82 @@ def test_memory_that_comes_back_in_a_thread_wakes_a_task(run: RunLoop) -> None:
             thread.result()
 
     run(main())
+
+
+def test_a_release_near_the_recursion_limit_wakes_a_task(run_python: RunPython) -> None:
+    """Waking calls Python, which may fail there, at once or by and by; the task is served all the same."""
+    run_python("""
+        import asyncio, inspect, sys, mempool
+        sys.unraisablehook = lambda unraisable: None
+        pool = mempool.BufferPool(limit=4096)
+
+        def dig(depth, buffer):
+            if depth > 0:
+                dig(depth - 1, buffer)
+            else:
+                buffer.release()
+
+        async def main():
+            for headroom in range(40):
+                buffer = pool.acquire(4096)
+                task = asyncio.ensure_future(pool.acquire_async(4096))
+                waits = pool.stats().waits
+                while pool.stats().waits == waits:
+                    await asyncio.sleep(0)
+                try:
+                    dig(sys.getrecursionlimit() - len(inspect.stack(0)) - headroom, buffer)
+                except RecursionError:
+                    pass
+                buffer.release()
+                (await asyncio.wait_for(task, 20)).release()
+            assert pool.stats().live == 0
+
+        asyncio.run(main())
+    """)
+
+
+@pytest.mark.parametrize("end", ["buffer.release()", "del buffer", "pool.close()", "pool.limit = 8192"])
+def test_an_interrupt_that_comes_while_a_task_is_woken_is_raised(run_python: RunPython, end: str) -> None:
+    run_python(
+        f"""
+        import asyncio, signal, mempool
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        pool = mempool.BufferPool(limit=4096)
+
+        class Loop(asyncio.SelectorEventLoop):
+            armed = False
+
+            def call_soon_threadsafe(self, *args, **options):
+                if self.armed:
+                    self.armed = False
+                    signal.raise_signal(signal.SIGINT)
+                return super().call_soon_threadsafe(*args, **options)
+
+        async def main():
+            buffer = pool.acquire(4096)
+            task = asyncio.ensure_future(pool.acquire_async(4096))
+            while not pool.stats().waits:
+                await asyncio.sleep(0)
+            loop.armed = True
+            try:
+                {end}
+                for _ in range(1000):
+                    pass
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise SystemExit("the interrupt is lost")
+            assert not loop.armed
+            try:
+                (await asyncio.wait_for(task, 20)).release()
+            except ValueError:
+                assert pool.closed
+
+        loop = Loop()
+        loop.run_until_complete(main())
+        loop.close()
+        """
+    )
 
 
 # ---- threads and tasks in one queue

@@ -429,7 +429,7 @@ cdef unsigned char to_byte(object value) except? 255:
     except OverflowError:
         byte = -1
     if byte < 0 or byte > 255:
-        raise ValueError(f"a byte must be in range(0, 256), got {value!r}")
+        raise ValueError(f"a byte must be in range(0, 256), got {shown(value.__index__())}")
     return <unsigned char>byte
 
 

@@ -12,7 +12,8 @@ cdef BufferPool the_pool():
         made = BufferPool(lookup("limit"), name="default")
         _default_pool = _only_one.setdefault("pool", made)
         if _default_pool is made:
-            _follow_settings({"limit": lookup("limit")})  # `configure` may have been called meanwhile
+            # `configure` may have been called meanwhile.
+            _follow_settings({"limit": lookup("limit"), "leak_detection": lookup("leak_detection")})
     return _default_pool
 
 

@@ -421,7 +421,7 @@ cdef size_t check_alignment(object value) except 0:
         raise TypeError(f"alignment must be an int, not {value!r}")
     alignment = value.__index__()
     if alignment < 1 or alignment & (alignment - 1) or alignment > mp_huge_page_size():
-        raise ValueError(f"alignment must be a power of two up to {mp_huge_page_size()}, got {alignment}")
+        raise ValueError(f"alignment must be a power of two up to {mp_huge_page_size()}, got {shown(alignment)}")
     return alignment
 
 
