@@ -137,7 +137,8 @@ static void use_cold(task *self, unsigned number) {
 /* Waits until the queue has something to take, or room; not for ever, because the other thread may have ended. */
 static bool queue_is_ready(bool to_take) {
     for (unsigned i = 0; i < PATIENCE; i++) {
-        unsigned length = atomic_load_explicit(&queue.in, memory_order_acquire) - atomic_load_explicit(&queue.out, memory_order_acquire);
+        unsigned length =
+            atomic_load_explicit(&queue.in, memory_order_acquire) - atomic_load_explicit(&queue.out, memory_order_acquire);
         if (to_take ? length >= BATCH : length + BATCH <= QUEUE) return true;
         if (i % 64 == 63) (void)sched_yield();
     }
@@ -278,7 +279,8 @@ static void add_single_rows(void) {
     (void)add("limit_and_account", one_size(use_pool, accounted_pool(), 4096), 1, "plain pool", plain, 1);
     (void)add("max_idle", one_size(use_pool, open_pool(MP_NO_LIMIT, (size_t)1 << 30, NULL), 4096), 1, "plain pool", plain, 1);
     add("closed_64B", one_size(use_closed, NULL, 64), 1, "plain pool", plain, 1)->scale = 16;
-    add("keeping_nothing_64B", one_size(use_keeping_nothing, open_pool(MP_NO_LIMIT, 0, NULL), 64), 1, "plain pool", plain, 1)->scale = 16;
+    add("keeping_nothing_64B", one_size(use_keeping_nothing, open_pool(MP_NO_LIMIT, 0, NULL), 64), 1, "plain pool", plain, 1)
+        ->scale = 16;
     (void)add("window_of_16", one_size(use_window, plain_pool(), 4096), 1, "plain pool", plain, 1);
 }
 

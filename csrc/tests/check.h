@@ -95,9 +95,7 @@ static inline bool eventually(bool (*condition)(void *context), void *context) {
 
 /* ---- random numbers: splitmix64, the same everywhere ---- */
 
-typedef struct dice {
-    uint64_t state;
-} dice;
+typedef struct dice { uint64_t state; } dice;
 
 static inline uint64_t roll(dice *from) {
     uint64_t z = (from->state += UINT64_C(0x9E3779B97F4A7C15));

@@ -36,9 +36,9 @@ typedef struct ledger {
     size_t allocs;
     uint64_t calls[LEDGER_CALLS], refused[LEDGER_CALLS], total;
     dice luck;
-    unsigned one_in;    /* refuse one call in so many; 0: none */
-    uint64_t refuse_at; /* refuse the call with this number, counting from 1 and those in `may_refuse` only; 0: none */
-    bool from_then_on;  /* and all after it */
+    unsigned one_in;     /* refuse one call in so many; 0: none */
+    uint64_t refuse_at;  /* refuse the call with this number, counting from 1 and those in `may_refuse` only; 0: none */
+    bool from_then_on;   /* and all after it */
     unsigned may_refuse; /* bits of the calls that may be refused */
 } ledger;
 
@@ -48,7 +48,8 @@ static inline bool ledger_refuses(ledger *books, enum ledger_call call) {
     if (!(books->may_refuse & (1U << call))) return false;
     books->total++;
     bool unlucky = books->one_in != 0 && roll_below(&books->luck, books->one_in) == 0;
-    bool due = books->refuse_at != 0 && (books->total == books->refuse_at || (books->from_then_on && books->total > books->refuse_at));
+    bool due =
+        books->refuse_at != 0 && (books->total == books->refuse_at || (books->from_then_on && books->total > books->refuse_at));
     if (!unlucky && !due) return false;
     books->refused[call]++;
     return true;

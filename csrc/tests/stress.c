@@ -67,12 +67,8 @@ static void move(town *shared, mp_block **slot, dice *luck) {
     }
     switch (roll_below(luck, 4)) {
     case 0: *slot = atomic_exchange(&shared->queue[roll_below(luck, QUEUE)], *slot); break;
-    case 1:
-        CHECK_EQ(mp_pool_resize(*slot, roll_below(luck, (*slot)->capacity + 1)), MP_OK);
-        break;
-    default:
-        end(*slot, luck);
-        *slot = NULL;
+    case 1: CHECK_EQ(mp_pool_resize(*slot, roll_below(luck, (*slot)->capacity + 1)), MP_OK); break;
+    default: end(*slot, luck); *slot = NULL;
     }
 }
 

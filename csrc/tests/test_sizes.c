@@ -149,7 +149,8 @@ static void blocks_never_overlap(void) {
         config.huge = modes[m];
         mp_pool *pool = open_pool(&config);
         for (size_t i = 0; i < MANY; i++) held[i] = take(pool, roll_below(&luck, (size_t)1 << (4 + roll_below(&luck, 18))));
-        for (size_t i = 0; i < MANY; i++) memset(held[i]->data, (int)(i & 127), held[i]->capacity < 9000 ? held[i]->capacity : 9000);
+        for (size_t i = 0; i < MANY; i++)
+            memset(held[i]->data, (int)(i & 127), held[i]->capacity < 9000 ? held[i]->capacity : 9000);
         for (size_t i = 0; i < MANY; i++) {
             size_t seen = held[i]->capacity < 9000 ? held[i]->capacity : 9000;
             CHECK(is_filled(held[i]->data, (int)(i & 127), seen));
