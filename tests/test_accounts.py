@@ -5,6 +5,8 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -128,12 +130,8 @@ def test_charged_is_one_of_a_kind() -> None:
     account = Account("x")
     manager = account.charged(100)
     ways: list[Callable[[Any], object]] = [copy.copy, copy.deepcopy]
-    ways += [
-        lambda it, protocol=protocol: pickle.dumps(it, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-    ]
-    ways += [
-        lambda it, protocol=protocol: it.__reduce_ex__(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-    ]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        ways += [partial(pickle.dumps, protocol=protocol), methodcaller("__reduce_ex__", protocol)]
     with manager:
         for way in ways:
             with pytest.raises(TypeError):

@@ -21,7 +21,8 @@ leak_detection=None, account=None, name=None)\n--\n
     alignment : int
         Bytes, a power of two up to 2 MiB. Leases of a page (4 KiB) and more are page-aligned in any case.
     huge_pages : bool or None
-        None: for blocks of 2 MiB and more, where the OS has them. True: also below. False: never.
+        None: for blocks of 2 MiB and more, where the OS has them. True: also below; each size class then takes 2 MiB at once, which
+        counts as reserved. False: never.
     zero_on_release : bool
         Clear memory when it comes back.
     leak_detection : {"off", "sampled", "full"} or None
