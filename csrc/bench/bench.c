@@ -15,7 +15,7 @@
 
 #include "include/mempool.h"
 
-enum { ROUNDS = 15, MOST_ROUNDS = 1000, BATCH = 256, MOST_THREADS = 64, ROWS = 32, SLICE_MS = 15, CROWD_MS = 150 };
+enum { ROUNDS = 9, MOST_ROUNDS = 1000, BATCH = 256, MOST_THREADS = 64, ROWS = 32, SLICE_MS = 15, CROWD_MS = 150 };
 
 static uint64_t now_ns(void) {
     struct timespec now;
