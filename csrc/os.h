@@ -25,18 +25,64 @@ typedef struct mp__thread {
 
 size_t mp__os_page_size(void);
 size_t mp__os_huge_size(void);
+/* Bytes of memory that the machine has; a guess where it does not say. */
+size_t mp__os_physical_memory(void);
 
 /* Zeroed, readable and writable memory. `huge` asks for huge pages where the OS has them. */
 mp_status mp__os_map(size_t size, size_t alignment, bool huge, void **out);
 mp_status mp__os_unmap(void *ptr, size_t size);
-/* Addresses only; mp__os_protect_rw makes them memory. */
-mp_status mp__os_reserve(size_t size, size_t alignment, void **out);
+/* Addresses only; mp__os_protect_rw makes them memory, which children of fork share if `shared`. */
+mp_status mp__os_reserve(size_t size, size_t alignment, bool shared, void **out);
 mp_status mp__os_protect_rw(void *ptr, size_t size);
+/* Ask for huge pages there, where the OS has them. */
+void mp__os_advise_huge(void *ptr, size_t size);
 /* Give pages back and keep the range; after mp__os_commit it reads as zeros. */
 mp_status mp__os_decommit(void *ptr, size_t size);
 mp_status mp__os_commit(void *ptr, size_t size);
 /* Have pages in memory now. Best effort: contents do not change. */
 void mp__os_prefault(void *ptr, size_t size);
+
+/* ---- files and shared mappings: os_posix_file.c, os_windows_file.c. What fails puts the OS' error number into `*error` ---- */
+
+typedef struct mp__file_stat {
+    uint64_t size;
+    uint64_t device, node; /* tell one file from another; both 0 where the OS does not say */
+} mp__file_stat;
+
+/* Files are mapped at multiples of this: the page, or more. */
+size_t mp__os_file_granularity(void);
+/* MP_ERR_INVALID if it is no regular file. Safe in a signal handler, as is mp__os_blank. */
+mp_status mp__os_file_stat(int file, mp__file_stat *out, int *error);
+/* All of it, or an error after a part of it. */
+mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size, int *error);
+mp_status mp__os_file_set_size(int file, uint64_t size, int *error);
+/* What was written, and the length, are on the disk when it returns. */
+mp_status mp__os_file_sync(int file, int *error);
+mp_status mp__os_file_close(int file, int *error);
+
+/* May reach beyond the end of the file where the OS lets it: those pages are there once the file is. */
+mp_status mp__os_file_map(int file, uint64_t offset, size_t size, mp_access access, void **out, int *error);
+/* The same in the place of what is mapped there, for MP_ACCESS_WRITE. */
+mp_status mp__os_file_map_over(int file, uint64_t offset, size_t size, void *ptr, int *error);
+mp_status mp__os_file_unmap(void *ptr, size_t size);
+/* Written back; with `wait` they are on the disk when it returns. */
+mp_status mp__os_file_flush(int file, void *ptr, size_t size, bool wait, int *error);
+/* Private zero pages in the place of what is mapped there, at once, so that others may be reading it. */
+mp_status mp__os_blank(void *ptr, size_t size, bool writable, int *error);
+/* Makes anonymous memory zero and gives its pages back if that can be had. */
+void mp__os_zero(void *ptr, size_t size, bool shared);
+
+mp_status mp__os_advise(void *ptr, size_t size, mp_advice advice, int *error);
+/* Have pages of a file in memory soon ... */
+mp_status mp__os_prefetch(void *ptr, size_t size, int *error);
+/* ... or mapped now. */
+void mp__os_populate(void *ptr, size_t size);
+/* How many of the pages are in memory. */
+mp_status mp__os_resident(void *ptr, size_t size, size_t *pages, int *error);
+mp_status mp__os_lock_pages(void *ptr, size_t size, bool lock, int *error);
+
+/* From now on `handler` is asked first when a page cannot be supplied. True: it can now, try again. It runs as a signal handler does. */
+mp_status mp__os_guard_faults(bool (*handler)(void *address), int *error);
 
 /* Zeroed bookkeeping memory from the C library, or NULL. `size` is a multiple of the alignment. */
 void *mp__os_alloc_aligned(size_t size, size_t alignment);

@@ -40,8 +40,14 @@ size_t mp__os_page_size(void) {
 /* The alignment that lets the OS use huge pages. Where it has none this only costs address space. */
 size_t mp__os_huge_size(void) { return HUGE_PAGE; }
 
+size_t mp__os_physical_memory(void) {
+    long pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? (size_t)pages * mp__os_page_size() : (size_t)8 << 30;
+}
+
 static mp_status map_raw(size_t size, int protection, int flags, void **out) {
-    void *ptr = mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    int kind = flags & MAP_SHARED ? 0 : MAP_PRIVATE;
+    void *ptr = mmap(NULL, size, protection, kind | MAP_ANONYMOUS | flags, -1, 0);
     if (ptr == MAP_FAILED) return MP_ERR_NOMEM;
     *out = ptr;
     return MP_OK;
@@ -77,18 +83,23 @@ static mp_status map_aligned(size_t size, size_t alignment, int protection, int 
 
 mp_status mp__os_map(size_t size, size_t alignment, bool huge, void **out) {
     mp_status status = map_aligned(size, alignment, PROT_READ | PROT_WRITE, 0, out);
-#if defined(MADV_HUGEPAGE)
-    if (status == MP_OK && huge) (void)madvise(*out, size, MADV_HUGEPAGE); /* advice: refused where huge pages are off */
-#else
-    (void)huge;
-#endif
+    if (status == MP_OK && huge) mp__os_advise_huge(*out, size);
     return status;
+}
+
+void mp__os_advise_huge(void *ptr, size_t size) {
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(ptr, size, MADV_HUGEPAGE); /* advice: refused where huge pages are off */
+#else
+    (void)ptr;
+    (void)size;
+#endif
 }
 
 mp_status mp__os_unmap(void *ptr, size_t size) { return munmap(ptr, size) == 0 ? MP_OK : MP_ERR_NOMEM; }
 
-mp_status mp__os_reserve(size_t size, size_t alignment, void **out) {
-    return map_aligned(size, alignment, PROT_NONE, MAP_NORESERVE, out);
+mp_status mp__os_reserve(size_t size, size_t alignment, bool shared, void **out) {
+    return map_aligned(size, alignment, PROT_NONE, MAP_NORESERVE | (shared ? MAP_SHARED : 0), out);
 }
 
 mp_status mp__os_protect_rw(void *ptr, size_t size) {

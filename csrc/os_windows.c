@@ -21,6 +21,11 @@ size_t mp__os_page_size(void) {
 
 size_t mp__os_huge_size(void) { return HUGE_PAGE; }
 
+size_t mp__os_physical_memory(void) {
+    MEMORYSTATUSEX state = {.dwLength = sizeof state};
+    return GlobalMemoryStatusEx(&state) ? (size_t)state.ullTotalPhys : (size_t)8 << 30;
+}
+
 /* Windows cannot cut the ends off a mapping: find a place by reserving too much, let it go, and ask for the aligned part. Another
  * thread may take the place in between, so try again. */
 static mp_status map_aligned(size_t size, size_t alignment, DWORD kind, DWORD protection, void **out) {
@@ -52,12 +57,18 @@ mp_status mp__os_map(size_t size, size_t alignment, bool huge, void **out) {
     return map_aligned(size, alignment, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE, out);
 }
 
+void mp__os_advise_huge(void *ptr, size_t size) {
+    (void)ptr;
+    (void)size;
+}
+
 mp_status mp__os_unmap(void *ptr, size_t size) {
     (void)size;
     return VirtualFree(ptr, 0, MEM_RELEASE) ? MP_OK : MP_ERR_NOMEM;
 }
 
-mp_status mp__os_reserve(size_t size, size_t alignment, void **out) {
+mp_status mp__os_reserve(size_t size, size_t alignment, bool shared, void **out) {
+    (void)shared; /* there is no fork */
     return map_aligned(size, alignment, MEM_RESERVE, PAGE_NOACCESS, out);
 }
 

@@ -65,6 +65,15 @@ static inline unsigned mp__log2(uint64_t n) {
 #endif
 }
 
+/* Position of the lowest set bit. n > 0. */
+static inline unsigned mp__lowest(uint64_t n) {
+#if defined(__GNUC__)
+    return (unsigned)__builtin_ctzll(n);
+#else
+    return mp__log2(n & (0 - n));
+#endif
+}
+
 static inline void mp__pause(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
     __builtin_ia32_pause();

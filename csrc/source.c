@@ -37,6 +37,16 @@ static mp_status source_decommit(void *context, void *ptr, size_t size) {
     return mp__os_decommit(ptr, size);
 }
 
+static mp_status source_reserve(void *context, size_t size, size_t alignment, bool shared, void **out) {
+    (void)context;
+    return mp__os_reserve(size, alignment, shared, out);
+}
+
+static mp_status source_activate(void *context, void *ptr, size_t size) {
+    (void)context;
+    return mp__os_protect_rw(ptr, size);
+}
+
 const mp_source *mp_source_os(void) {
     static const mp_source source = {
         .alloc = source_alloc,
@@ -45,6 +55,8 @@ const mp_source *mp_source_os(void) {
         .unmap = source_unmap,
         .commit = source_commit,
         .decommit = source_decommit,
+        .reserve = source_reserve,
+        .activate = source_activate,
     };
     return &source;
 }

@@ -40,11 +40,15 @@ extern "C" {
 
 typedef enum mp_status {
     MP_OK = 0,
-    MP_ERR_LIMIT,   /* the pool's limit would be passed */
+    MP_ERR_LIMIT,   /* the limit of the pool or slab would be passed */
     MP_ERR_ACCOUNT, /* an account's limit would be passed */
     MP_ERR_NOMEM,   /* the OS or the source has no more memory */
-    MP_ERR_CLOSED,  /* the pool is closed */
+    MP_ERR_CLOSED,  /* the pool, slab or mapping is closed */
     MP_ERR_INVALID, /* an argument is out of its range */
+    MP_ERR_FULL,    /* the address space that was reserved, or the number of items, is used up */
+    MP_ERR_STALE,   /* no such item: freed, foreign or forged */
+    MP_ERR_OS,      /* the OS refused; its error number says why */
+    MP_ERR_LOST,    /* the file under a mapping was truncated, or the OS could not supply a page of it */
 } mp_status;
 
 #define MP_NO_LIMIT SIZE_MAX
@@ -62,6 +66,8 @@ typedef struct mp_source {
     mp_status (*unmap)(void *context, void *ptr, size_t size);
     mp_status (*commit)(void *context, void *ptr, size_t size);   /* make a decommitted range usable; its bytes are zero */
     mp_status (*decommit)(void *context, void *ptr, size_t size); /* give the pages back, keep the addresses */
+    mp_status (*reserve)(void *context, size_t size, size_t alignment, bool shared, void **out); /* addresses, no memory yet */
+    mp_status (*activate)(void *context, void *ptr, size_t size); /* make a reserved range usable; its bytes are zero */
 } mp_source;
 
 /* The operating system and malloc. Lives as long as the process. */
@@ -182,6 +188,181 @@ MP_API size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes);
 
 /* Walks every structure of the pool; false if any invariant is broken. For tests and debug builds. */
 MP_API bool mp_pool_is_valid(mp_pool *pool);
+
+/* ---- slabs: items of one size that never move ------------------------------------------------------------------------------- */
+
+/* Names one life of one item: positive; a slot that is used again has another handle. */
+typedef int64_t mp_handle;
+
+typedef struct mp_slab mp_slab;
+
+#define MP_SLAB_MAX_ITEM ((size_t)1 << 20)
+
+typedef struct mp_slab_config {
+    size_t item_size; /* bytes, 1 to MP_SLAB_MAX_ITEM */
+    size_t max_items; /* MP_NO_LIMIT: as many as the reserved addresses hold */
+    size_t limit;     /* most bytes taken from the OS, with the bookkeeping of each item; MP_NO_LIMIT for none */
+    uint64_t seed;    /* random: a handle of another slab fits this one with the odds of 1 in 2^30 */
+    mp_account *account;
+    const mp_source *source;
+} mp_slab_config;
+
+typedef struct mp_slab_stats {
+    size_t live, retired;                        /* items: allocated; freed, and something still sees them */
+    size_t exhausted;                            /* slots whose handles are used up */
+    size_t slots, max_items;                     /* slots ever used, and how many there can be */
+    size_t reserved, peak, limit, address_space; /* bytes */
+    uint64_t allocs, frees;
+} mp_slab_stats;
+
+/* Takes addresses for all items at once, or for as many as the OS grants. */
+MP_API mp_status mp_slab_create(const mp_slab_config *config, mp_slab **out);
+/* Refuse new items and views; the memory goes to the OS now, or with the last view. Idempotent. */
+MP_API void mp_slab_close(mp_slab *slab);
+/* Close, and free the slab once nothing views it. The caller's pointer is dead; views may still end. */
+MP_API void mp_slab_destroy(mp_slab *slab);
+
+/* The same as mp_slab_alloc without asking the OS or waiting for who does; false if it takes that. */
+MP_API bool mp_slab_alloc_ready(mp_slab *slab, mp_handle *out);
+/* The lowest free slot. Its bytes are what the last item there left; zero if there was none. */
+MP_API mp_status mp_slab_alloc(mp_slab *slab, mp_handle *out, mp_shortage *shortage);
+MP_API mp_status mp_slab_free(mp_slab *slab, mp_handle handle);
+/* All or none. On MP_ERR_STALE `*bad` is the position of the first handle that is no item, or that came before. */
+MP_API mp_status mp_slab_alloc_many(mp_slab *slab, size_t count, mp_handle *out, mp_shortage *shortage);
+MP_API mp_status mp_slab_free_many(mp_slab *slab, const mp_handle *handles, size_t count, size_t *bad);
+
+MP_API bool mp_slab_has(mp_slab *slab, mp_handle handle);
+/* Slot numbers of live items; all or none. */
+MP_API mp_status mp_slab_find(mp_slab *slab, const mp_handle *handles, size_t count, ptrdiff_t *out, size_t *bad);
+MP_API size_t mp_slab_length(mp_slab *slab);
+/* Handles of the live items by slot, at most `capacity`; how many there were. */
+MP_API size_t mp_slab_handles(mp_slab *slab, mp_handle *out, size_t capacity);
+/* Copies of the live items by slot, at most `capacity`; how many there were. */
+MP_API size_t mp_slab_copy_live(mp_slab *slab, void *out, size_t capacity);
+
+/* While an item is pinned its slot is not used again, also after it was freed; each pin is ended by one unpin. */
+MP_API mp_status mp_slab_pin(mp_slab *slab, mp_handle handle, void **item);
+MP_API void mp_slab_unpin(mp_slab *slab, void *item);
+/* A view of the whole: the memory stays mapped until as many mp_slab_unview. */
+MP_API mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots);
+MP_API void mp_slab_unview(mp_slab *slab);
+
+/* Give the memory behind the last item back; bytes. Slots given back read as zeros, also through views. */
+MP_API size_t mp_slab_trim(mp_slab *slab);
+MP_API void mp_slab_stats_read(mp_slab *slab, mp_slab_stats *out);
+MP_API bool mp_slab_is_valid(mp_slab *slab);
+
+/* ---- .npy headers ------------------------------------------------------------------------------------------------------------ */
+
+#define MP_NPY_MAX_DIMS 64
+#define MP_NPY_PREAMBLE 12 /* bytes that tell how long the header is */
+
+/* What a header says; offsets count from the start of the file. */
+typedef struct mp_npy {
+    unsigned major, minor;
+    size_t data_offset;             /* where the data begin: the length of the whole header */
+    size_t descr_start, descr_stop; /* the literal of the dtype, with its quotes or brackets */
+    size_t rows_start, rows_stop;   /* the digits of the first extent; equal if there is none */
+    size_t dict_stop;               /* behind the closing brace: from there on spaces, and a newline at the end */
+    bool fortran_order;
+    unsigned ndim;
+    uint64_t shape[MP_NPY_MAX_DIMS];
+    const char *problem; /* after MP_ERR_INVALID: what is wrong, in words */
+} mp_npy;
+
+/* Length of the whole header, from its first `size` bytes, of which MP_NPY_PREAMBLE are enough; a shorter file may be tried too.
+ * MP_ERR_INVALID if this is no .npy file of version 1.0, 2.0 or 3.0. */
+MP_API mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out);
+/* Reads the whole header, `size` == data_offset. Nothing is evaluated. Long integers as Python 2 wrote them lose their L in place. */
+MP_API mp_status mp_npy_parse(char *bytes, size_t size, mp_npy *out);
+/* Puts another first extent in; the header keeps its length. MP_ERR_INVALID if there is no room; then nothing changed. */
+MP_API mp_status mp_npy_set_rows(char *bytes, size_t size, mp_npy *header, uint64_t rows);
+
+/* ---- mappings: files and anonymous memory, by rows ---------------------------------------------------------------------------- */
+
+typedef struct mp_mapping mp_mapping;
+
+typedef enum mp_access {
+    MP_ACCESS_READ = 0,
+    MP_ACCESS_WRITE, /* changes go to the file; others who map it see them */
+    MP_ACCESS_COPY,  /* changes stay here */
+} mp_access;
+
+typedef enum mp_advice {
+    MP_ADVICE_NORMAL = 0,
+    MP_ADVICE_SEQUENTIAL,
+    MP_ADVICE_RANDOM,
+    MP_ADVICE_WILLNEED,
+    MP_ADVICE_DONTNEED, /* only where nothing can be lost by it: file mappings that are not private */
+    MP_ADVICE_HUGEPAGE,
+    MP_ADVICE_NOHUGEPAGE,
+} mp_advice;
+
+typedef struct mp_mapping_config {
+    int file;           /* a descriptor of a regular file, owned by the mapping once it is made; -1: anonymous memory */
+    mp_access access;   /* anonymous memory: MP_ACCESS_WRITE */
+    bool shared;        /* anonymous memory: also seen by children */
+    uint64_t offset;    /* of the first row in the file; any number */
+    size_t row_bytes;   /* may be 0 */
+    size_t rows;        /* to begin with */
+    size_t max_rows;    /* addresses are reserved for so many, or for as many as the OS grants, but for `rows` at least */
+    const char *header; /* .npy header of the file, copied; NULL: none. Used by append, resize, flush and close */
+    size_t header_size;
+    mp_account *account; /* charged with the bytes of the rows, in pages */
+    const mp_source *source;
+} mp_mapping_config;
+
+typedef struct mp_mapping_state {
+    void *data; /* never moves; also without a single byte it is an address */
+    size_t rows;
+    size_t max_rows; /* how far it can grow in place */
+    bool closed, revoked, lost;
+} mp_mapping_state;
+
+/* Functions that may return MP_ERR_OS give the OS' error number in `*error`. Each function that uses the file looks first whether
+ * it is still long enough: if not, zero pages are laid over what was lost and it returns MP_ERR_LOST, as all later calls do. */
+
+/* MP_ERR_LOST: the file is shorter than offset + rows * row_bytes. MP_ERR_INVALID: sizes overflow. On failure the file is still the
+ * caller's. */
+MP_API mp_status mp_mapping_create(const mp_mapping_config *config, mp_mapping **out, mp_account **binding, int *error);
+/* The file goes now (a header that waits is written first), the memory with the last view. Idempotent. Errors are those of the
+ * header; the file is closed all the same. */
+MP_API mp_status mp_mapping_close(mp_mapping *mapping, int *error);
+/* Close, and have all views read zeros: file and memory go now. */
+MP_API mp_status mp_mapping_revoke(mp_mapping *mapping, int *error);
+/* Close, and free the mapping once nothing views it. The caller's pointer is dead; views may still end. */
+MP_API void mp_mapping_destroy(mp_mapping *mapping);
+
+/* A look at the fields, without the OS. */
+MP_API void mp_mapping_look(mp_mapping *mapping, mp_mapping_state *out);
+/* MP_OK, MP_ERR_CLOSED or MP_ERR_LOST, after a look at the file. */
+MP_API mp_status mp_mapping_check(mp_mapping *mapping);
+/* The check, and the memory stays mapped until as many mp_mapping_unview. */
+MP_API mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out);
+MP_API void mp_mapping_unview(mp_mapping *mapping);
+
+/* Rows go behind the last. Files: written to the file, so that a full disk is an error and not a fault; the header waits for flush or
+ * close. MP_ERR_FULL above max_rows; MP_ERR_INVALID for what cannot grow (copies, read-only). */
+MP_API mp_status mp_mapping_append(mp_mapping *mapping, const void *data, size_t rows, mp_account **binding, int *error);
+/* New rows are zero. Views of rows that went read zeros. */
+MP_API mp_status mp_mapping_resize(mp_mapping *mapping, size_t rows, mp_account **binding, int *error);
+/* Rows [start, stop) to the file; with `wait` they are on the disk when it returns, and so is the header: first the data, then the
+ * header. Copies and anonymous memory have nothing to flush. */
+MP_API mp_status mp_mapping_flush(mp_mapping *mapping, size_t start, size_t stop, bool wait, int *error);
+/* MP_ERR_OS with ENOTSUP where the OS has no such advice. */
+MP_API mp_status mp_mapping_advise(mp_mapping *mapping, size_t start, size_t stop, mp_advice advice, int *error);
+/* Have rows in memory soon; anonymous memory: now. */
+MP_API mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, int *error);
+/* Have rows mapped now, as far as that is quicker than touching them. Best effort. */
+MP_API void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop);
+/* Pages in memory, of how many. */
+MP_API mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error);
+MP_API mp_status mp_mapping_lock(mp_mapping *mapping, bool lock, int *error);
+MP_API bool mp_mapping_is_valid(mp_mapping *mapping);
+
+/* From now on a touch of a page that the file under a mapping lost reads zeros, and the mapping is marked as lost; other faults go to
+ * whoever handled them before. Idempotent. MP_ERR_OS: not on this OS. */
+MP_API mp_status mp_guard_truncation(int *error);
 
 /* ---- the process ------------------------------------------------------------------------------------------------------------- */
 

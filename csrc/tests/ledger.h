@@ -16,7 +16,16 @@
 #include "check.h"
 #include "include/mempool.h"
 
-enum ledger_call { LEDGER_ALLOC, LEDGER_MAP, LEDGER_UNMAP, LEDGER_COMMIT, LEDGER_DECOMMIT, LEDGER_CALLS };
+enum ledger_call {
+    LEDGER_ALLOC,
+    LEDGER_MAP,
+    LEDGER_UNMAP,
+    LEDGER_COMMIT,
+    LEDGER_DECOMMIT,
+    LEDGER_RESERVE,
+    LEDGER_ACTIVATE,
+    LEDGER_CALLS
+};
 
 enum { LEDGER_ALL = (1 << LEDGER_CALLS) - 1 };
 
@@ -104,6 +113,22 @@ static inline mp_status ledger_map(void *context, size_t size, size_t alignment,
     return status;
 }
 
+static inline mp_status ledger_reserve(void *context, size_t size, size_t alignment, bool shared, void **out) {
+    ledger *books = context;
+    mp_status status = MP_ERR_NOMEM;
+    pthread_mutex_lock(&books->lock);
+    CHECK(size > 0 && size % mp_page_size() == 0);
+    if (!ledger_refuses(books, LEDGER_RESERVE)) status = mp_source_os()->reserve(NULL, size, alignment, shared, out);
+    if (status == MP_OK) {
+        CHECK_EQ((uintptr_t)*out % alignment, 0);
+        ledger_enter(books, *out, size);
+        memset(books->regions->away, 1, size / mp_page_size());
+        books->away += size;
+    }
+    pthread_mutex_unlock(&books->lock);
+    return status;
+}
+
 /* Where the link to the region stands that holds the whole range. */
 static inline ledger_region **ledger_find(ledger *books, const char *ptr, size_t size) {
     ledger_region **at = &books->regions;
@@ -155,6 +180,19 @@ static inline mp_status ledger_commit(void *context, void *ptr, size_t size) {
     return refused ? MP_ERR_NOMEM : MP_OK;
 }
 
+static inline mp_status ledger_activate(void *context, void *ptr, size_t size) {
+    ledger *books = context;
+    pthread_mutex_lock(&books->lock);
+    ledger_region *region = *ledger_find(books, ptr, size);
+    bool refused = ledger_refuses(books, LEDGER_ACTIVATE);
+    if (!refused) {
+        CHECK_EQ(mp_source_os()->activate(NULL, ptr, size), MP_OK);
+        books->away -= ledger_turn(region, ptr, size, false);
+    }
+    pthread_mutex_unlock(&books->lock);
+    return refused ? MP_ERR_NOMEM : MP_OK;
+}
+
 static inline mp_status ledger_decommit(void *context, void *ptr, size_t size) {
     ledger *books = context;
     pthread_mutex_lock(&books->lock);
@@ -177,7 +215,9 @@ static inline void ledger_open(ledger *books) {
                                 .map = ledger_map,
                                 .unmap = ledger_unmap,
                                 .commit = ledger_commit,
-                                .decommit = ledger_decommit};
+                                .decommit = ledger_decommit,
+                                .reserve = ledger_reserve,
+                                .activate = ledger_activate};
     CHECK_EQ(pthread_mutex_init(&books->lock, NULL), 0);
 }
 

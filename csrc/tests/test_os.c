@@ -54,7 +54,7 @@ static void decommitted_pages_come_back_zero(void) {
 static void reserved_addresses_become_memory(void) {
     char *base = NULL;
     size_t page = mp_page_size();
-    CHECK_EQ(mp__os_reserve((size_t)1 << 36, 2 * MIB, (void **)&base), MP_OK);
+    CHECK_EQ(mp__os_reserve((size_t)1 << 36, 2 * MIB, false, (void **)&base), MP_OK);
     CHECK_EQ(mp__os_protect_rw(base + page, page), MP_OK);
     CHECK(is_filled(base + page, 0, page));
     base[page] = 1;
