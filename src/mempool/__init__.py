@@ -1,7 +1,7 @@
 """Zero-copy buffer pools with native speed: memory that is lent, taken back, bounded and accounted for."""
 
-from mempool._core import TRACEMALLOC_DOMAIN, Account, Buffer, BufferPool, acquire, default_pool
-from mempool._records import PoolStats, SizeClassStats
+from mempool._core import TRACEMALLOC_DOMAIN, Account, Buffer, BufferPool, SlabAllocator, acquire, default_pool
+from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import (
     AccountLimitExceeded,
     MappingError,
@@ -24,6 +24,8 @@ __all__ = [
     "PoolExhausted",
     "PoolStats",
     "SizeClassStats",
+    "SlabAllocator",
+    "SlabStats",
     "StaleHandle",
     "__version__",
     "acquire",

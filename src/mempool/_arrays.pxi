@@ -21,15 +21,99 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_DescrConverter(object, PyArray_Descr **) except 0
     PyArray_Descr *PyArray_DescrFromType(int)
     PyTypeObject PyArray_Type
+    int NPY_ARRAY_ALIGNED
+    int NPY_ARRAY_CARRAY_RO
+    int NPY_ARRAY_FORCECAST
+    int NPY_INT64
+    int NPY_INTP
+    bint PyArray_Check(object)
+    bint PyArray_IS_C_CONTIGUOUS(PyArrayObject *)
+    int PyArray_TYPE(PyArrayObject *)
+    bint PyArray_ISCARRAY_RO(PyArrayObject *)
+    npy_intp PyArray_SIZE(PyArrayObject *)
+    int PyArray_NDIM(PyArrayObject *)
+    npy_intp *PyArray_DIMS(PyArrayObject *)
+    void *PyArray_DATA(PyArrayObject *)
+    PyArray_Descr *PyArray_DESCR(PyArrayObject *)
+    object PyArray_SimpleNew(int nd, npy_intp *dims, int type)
+    object PyArray_Empty(int nd, npy_intp *dims, PyArray_Descr *descr, int fortran)
+    object PyArray_FROM_OTF(object, int type, int requirements)
+    object PyArray_ToScalar(void *data, PyArrayObject *array)
+    bint PyDataType_HASFIELDS(PyArray_Descr *)
+    void PyArray_UpdateFlags(PyArrayObject *, int)
 
 cdef bint _numpy_ready = False
+cdef object numpy_asarray = None
 
 
 cdef int need_numpy() except -1:
-    global _numpy_ready
+    global _numpy_ready, numpy_asarray
     if not _numpy_ready:
         _import_array()
+        import numpy
+        numpy_asarray = numpy.asarray
         _numpy_ready = True
+    return 0
+
+
+cdef PyArray_Descr *new_descr(object dtype) except NULL:
+    """A reference for those who steal one. None: bytes."""
+    if dtype is None:
+        return PyArray_DescrFromType(NPY_UINT8)
+    Py_INCREF(dtype)
+    return <PyArray_Descr *><PyObject *>dtype
+
+
+cdef object array_on(object holder, void *data, object dtype, int nd, npy_intp *dims, int flags):
+    """A plain array over memory that lives as long as the holder."""
+    need_numpy()
+    array = PyArray_NewFromDescr(&PyArray_Type, new_descr(dtype), nd, dims, NULL, data, flags, NULL)
+    Py_INCREF(holder)
+    PyArray_SetBaseObject(<PyArrayObject *><PyObject *>array, <PyObject *>holder)
+    return array
+
+
+cdef int fill_bytes(object holder, Py_buffer *view, int flags, void *data, Py_ssize_t *nbytes) except -1:
+    """An export of writable bytes; `nbytes` lives in the holder."""
+    view.buf = data
+    view.len = nbytes[0]
+    view.itemsize = 1
+    view.readonly = 0
+    view.ndim = 1
+    view.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
+    view.shape = nbytes if flags & PyBUF_ND else NULL
+    view.strides = &view.itemsize if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
+    view.suboffsets = NULL
+    view.internal = NULL
+    view.obj = holder
+    return 0
+
+
+cdef int pass_buffer(object exporter, Py_buffer *view, int flags) except -1:
+    """The export of another object, which the view then keeps."""
+    cdef Py_buffer inner
+    PyObject_GetBuffer(exporter, &inner, flags)
+    view.buf = inner.buf
+    view.len = inner.len
+    view.itemsize = inner.itemsize
+    view.readonly = inner.readonly
+    view.ndim = inner.ndim
+    view.format = inner.format
+    view.shape = inner.shape
+    view.strides = inner.strides
+    view.suboffsets = inner.suboffsets
+    view.internal = inner.internal
+    view.obj = exporter
+    Py_DECREF(exporter)  # the reference that `inner` had
+    return 0
+
+
+cdef int check_plain(PyArray_Descr *descr) except -1:
+    """Native memory takes no references, and items of no size have no place."""
+    if PyDataType_REFCHK(descr):
+        raise ValueError(f"dtype {<object>descr} holds objects, which cannot live in native memory")
+    if PyDataType_ELSIZE(descr) == 0:
+        raise ValueError(f"dtype {<object>descr} has no item size")
     return 0
 
 
@@ -102,10 +186,7 @@ cdef int fit(PyArray_Descr *descr, int nd, npy_intp *dims, Py_ssize_t start, Py_
     """Checks that the array lies within the buffer; sets the only dimension where none was given."""
     cdef Py_ssize_t itemsize = PyDataType_ELSIZE(descr), left = length - start, items
     cdef int i
-    if PyDataType_REFCHK(descr):
-        raise ValueError(f"dtype {<object>descr} holds objects, which cannot live in native memory")
-    if itemsize == 0:
-        raise ValueError(f"dtype {<object>descr} has no item size")
+    check_plain(descr)
     if left < 0:
         raise ValueError(f"offset {start} is beyond the end of a buffer of {length} bytes")
     items = left // itemsize

@@ -5,7 +5,7 @@
 
 Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
 `_dlpack.pxi` (views for NumPy and others), `_leaks.pxi` (stacks and warnings), `_waiting.pxi` (who waits for memory),
-`_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process).
+`_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process), `_slab.pxi` (items with handles).
 
 Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool. And one
 habit: no list comprehensions, as Cython 3.3 drops an item twice when an append finds no memory.
@@ -33,9 +33,9 @@ from libc.string cimport memcmp, memcpy
 from mempool._libmempool cimport *
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object AccountLimitExceeded, PoolExhausted, PoolStats, SizeClassStats, parse_duration, parse_size, shown
-from mempool._records import PoolStats, SizeClassStats
-from mempool.errors import AccountLimitExceeded, PoolExhausted
+cdef object AccountLimitExceeded, PoolExhausted, StaleHandle, PoolStats, SizeClassStats, SlabStats, parse_duration, parse_size, shown
+from mempool._records import PoolStats, SizeClassStats, SlabStats
+from mempool.errors import AccountLimitExceeded, PoolExhausted, StaleHandle
 from mempool.units import parse_duration, parse_size, shown
 
 cdef extern from "Python.h":
@@ -69,3 +69,4 @@ include "_leaks.pxi"
 include "_waiting.pxi"
 include "_pool.pxi"
 include "_default.pxi"
+include "_slab.pxi"

@@ -1,5 +1,6 @@
 # The C core as csrc/include/mempool.h declares it. Externs only.
-from libc.stdint cimport uint64_t
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "mempool.h" nogil:
     ctypedef enum mp_status:
@@ -9,6 +10,10 @@ cdef extern from "mempool.h" nogil:
         MP_ERR_NOMEM
         MP_ERR_CLOSED
         MP_ERR_INVALID
+        MP_ERR_FULL
+        MP_ERR_STALE
+        MP_ERR_OS
+        MP_ERR_LOST
 
     const size_t MP_NO_LIMIT
     const uint64_t MP_NEVER
@@ -104,6 +109,56 @@ cdef extern from "mempool.h" nogil:
     void mp_pool_note_exhausted(mp_pool *pool)
     size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity)
     size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes)
+
+    ctypedef int64_t mp_handle
+
+    ctypedef struct mp_slab:
+        pass
+
+    const size_t MP_SLAB_MAX_ITEM
+
+    ctypedef struct mp_slab_config:
+        size_t item_size
+        size_t max_items
+        size_t limit
+        uint64_t seed
+        mp_account *account
+        const mp_source *source
+
+    ctypedef struct mp_slab_stats:
+        size_t live
+        size_t retired
+        size_t exhausted
+        size_t slots
+        size_t max_items
+        size_t reserved
+        size_t peak
+        size_t limit
+        size_t address_space
+        uint64_t allocs
+        uint64_t frees
+
+    mp_status mp_slab_create(const mp_slab_config *config, mp_slab **out)
+    void *mp_slab_base(const mp_slab *slab)
+    bint mp_slab_close(mp_slab *slab)
+    void mp_slab_destroy(mp_slab *slab)
+    bint mp_slab_alloc_ready(mp_slab *slab, mp_handle *out)
+    mp_status mp_slab_alloc(mp_slab *slab, mp_handle *out, mp_shortage *shortage)
+    mp_status mp_slab_free(mp_slab *slab, mp_handle handle)
+    mp_status mp_slab_alloc_many(mp_slab *slab, size_t count, mp_handle *out, mp_shortage *shortage)
+    mp_status mp_slab_free_many(mp_slab *slab, const mp_handle *handles, size_t count, size_t *bad)
+    bint mp_slab_has(mp_slab *slab, mp_handle handle)
+    mp_status mp_slab_find(mp_slab *slab, const mp_handle *handles, size_t count, ptrdiff_t *out, size_t *bad)
+    size_t mp_slab_length(mp_slab *slab)
+    size_t mp_slab_handles(mp_slab *slab, mp_handle *out, size_t capacity)
+    size_t mp_slab_copy_live(mp_slab *slab, void *out, size_t capacity)
+    mp_status mp_slab_pin(mp_slab *slab, mp_handle handle, void **item)
+    bint mp_slab_unpin(mp_slab *slab, void *item)
+    mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots)
+    bint mp_slab_unview(mp_slab *slab)
+    size_t mp_slab_trim(mp_slab *slab)
+    void mp_slab_stats_read(mp_slab *slab, mp_slab_stats *out)
+
     size_t mp_huge_page_size()
     unsigned mp_fork_generation()
     bint mp_housekeeping_runs()

@@ -1,6 +1,6 @@
 """Immutable records that the compiled layer reports. Plain slotted classes: they keep ``import mempool`` light."""
 
-__all__ = ["PoolStats", "SizeClassStats"]
+__all__ = ["PoolStats", "SizeClassStats", "SlabStats"]
 
 
 class _Record:
@@ -127,3 +127,55 @@ class PoolStats(_Record):
     def fragmentation(self) -> float:
         """Share of the lent bytes that nobody asked for (rounding up to size classes); 0.0 if nothing is lent."""
         return 1.0 - self.requested / self.in_use if self.in_use else 0.0
+
+
+class SlabStats(_Record):
+    """A consistent snapshot of a slab. Sizes are bytes.
+
+    Attributes
+    ----------
+    item_size : int
+        Bytes of an item.
+    live, retired : int
+        Items allocated now; items freed while something views them.
+    exhausted : int
+        Slots that had all their generations and are not used again.
+    slots, max_items : int
+        Slots ever used, and how many there can be.
+    reserved, peak : int
+        Taken from the OS, with the bookkeeping of each slot, and the most that it ever was.
+    limit : int or None
+        Most that may be reserved.
+    address_space : int
+        Addresses that were set aside, so that nothing has to move; they take no memory.
+    allocs, frees : int
+        Items allocated and freed so far.
+    """
+
+    __slots__ = (
+        "item_size",
+        "live",
+        "retired",
+        "exhausted",
+        "slots",
+        "max_items",
+        "reserved",
+        "peak",
+        "limit",
+        "address_space",
+        "allocs",
+        "frees",
+    )
+
+    item_size: int
+    live: int
+    retired: int
+    exhausted: int
+    slots: int
+    max_items: int
+    reserved: int
+    peak: int
+    limit: int | None
+    address_space: int
+    allocs: int
+    frees: int
