@@ -217,8 +217,11 @@ typedef struct mp_slab_stats {
 
 /* Takes addresses for all items at once, or for as many as the OS grants. */
 MP_API mp_status mp_slab_create(const mp_slab_config *config, mp_slab **out);
-/* Refuse new items and views; the memory goes to the OS now, or with the last view. Idempotent. */
-MP_API void mp_slab_close(mp_slab *slab);
+/* Where slot 0 lies, from creation on. */
+MP_API void *mp_slab_base(const mp_slab *slab);
+/* Refuse new items and views; the memory goes to the OS now, or with the last view. Idempotent. What ends a view, and this, is true
+ * if the memory went. */
+MP_API bool mp_slab_close(mp_slab *slab);
 /* Close, and free the slab once nothing views it. The caller's pointer is dead; views may still end. */
 MP_API void mp_slab_destroy(mp_slab *slab);
 
@@ -242,10 +245,10 @@ MP_API size_t mp_slab_copy_live(mp_slab *slab, void *out, size_t capacity);
 
 /* While an item is pinned its slot is not used again, also after it was freed; each pin is ended by one unpin. */
 MP_API mp_status mp_slab_pin(mp_slab *slab, mp_handle handle, void **item);
-MP_API void mp_slab_unpin(mp_slab *slab, void *item);
+MP_API bool mp_slab_unpin(mp_slab *slab, void *item);
 /* A view of the whole: the memory stays mapped until as many mp_slab_unview. */
 MP_API mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots);
-MP_API void mp_slab_unview(mp_slab *slab);
+MP_API bool mp_slab_unview(mp_slab *slab);
 
 /* Give the memory behind the last item back; bytes. Slots given back read as zeros, also through views. */
 MP_API size_t mp_slab_trim(mp_slab *slab);
@@ -271,11 +274,14 @@ typedef struct mp_npy {
 } mp_npy;
 
 /* Length of the whole header, from its first `size` bytes, of which MP_NPY_PREAMBLE are enough; a shorter file may be tried too.
- * MP_ERR_INVALID if this is no .npy file of version 1.0, 2.0 or 3.0. */
+ * MP_ERR_INVALID if this is no .npy file of version 1.0, 2.0 or 3.0 (major and minor say which it is instead), or if the header is
+ * longer than 16 MiB. */
 MP_API mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out);
-/* Reads the whole header, `size` == data_offset. Nothing is evaluated. Long integers as Python 2 wrote them lose their L in place. */
+/* Reads the whole header, `size` == data_offset. Nothing is evaluated. Long integers as Python 2 wrote them lose their L in place.
+ * MP_ERR_INVALID if anything else stands there than a header; then only `problem` is set. */
 MP_API mp_status mp_npy_parse(char *bytes, size_t size, mp_npy *out);
-/* Puts another first extent in; the header keeps its length. MP_ERR_INVALID if there is no room; then nothing changed. */
+/* Puts another first extent in; the header keeps its length, and its newline at the end. MP_ERR_INVALID if there is no room, no
+ * first extent, or no 64-bit number of elements; then only `problem` changed. */
 MP_API mp_status mp_npy_set_rows(char *bytes, size_t size, mp_npy *header, uint64_t rows);
 
 /* ---- mappings: files and anonymous memory, by rows ---------------------------------------------------------------------------- */
@@ -302,6 +308,7 @@ typedef struct mp_mapping_config {
     int file;           /* a descriptor of a regular file, owned by the mapping once it is made; -1: anonymous memory */
     mp_access access;   /* anonymous memory: MP_ACCESS_WRITE */
     bool shared;        /* anonymous memory: also seen by children */
+    bool fresh;         /* the file was just made: before the first flush a close need not wait for the disk */
     uint64_t offset;    /* of the first row in the file; any number */
     size_t row_bytes;   /* may be 0 */
     size_t rows;        /* to begin with */
@@ -317,6 +324,7 @@ typedef struct mp_mapping_state {
     size_t rows;
     size_t max_rows; /* how far it can grow in place */
     bool closed, revoked, lost;
+    bool mapped; /* there is memory, and it was not revoked */
 } mp_mapping_state;
 
 /* Functions that may return MP_ERR_OS give the OS' error number in `*error`. Each function that uses the file looks first whether
@@ -339,7 +347,7 @@ MP_API void mp_mapping_look(mp_mapping *mapping, mp_mapping_state *out);
 MP_API mp_status mp_mapping_check(mp_mapping *mapping);
 /* The check, and the memory stays mapped until as many mp_mapping_unview. */
 MP_API mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out);
-MP_API void mp_mapping_unview(mp_mapping *mapping);
+MP_API bool mp_mapping_unview(mp_mapping *mapping); /* true if the memory went with it */
 
 /* Rows go behind the last. Files: written to the file, so that a full disk is an error and not a fault; the header waits for flush or
  * close. MP_ERR_FULL above max_rows; MP_ERR_INVALID for what cannot grow (copies, read-only). */

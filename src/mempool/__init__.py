@@ -1,6 +1,19 @@
 """Zero-copy buffer pools with native speed: memory that is lent, taken back, bounded and accounted for."""
 
-from mempool._core import TRACEMALLOC_DOMAIN, Account, Buffer, BufferPool, SlabAllocator, acquire, default_pool
+from mempool._core import (
+    TRACEMALLOC_DOMAIN,
+    Account,
+    Buffer,
+    BufferPool,
+    MappedArray,
+    SlabAllocator,
+    acquire,
+    anonymous_array,
+    create_array,
+    default_pool,
+    guard_truncation,
+    open_array,
+)
 from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import (
     AccountLimitExceeded,
@@ -19,6 +32,7 @@ __all__ = [
     "AccountLimitExceeded",
     "Buffer",
     "BufferPool",
+    "MappedArray",
     "MappingError",
     "MempoolError",
     "PoolExhausted",
@@ -29,8 +43,12 @@ __all__ = [
     "StaleHandle",
     "__version__",
     "acquire",
+    "anonymous_array",
     "configure",
+    "create_array",
     "default_pool",
+    "guard_truncation",
+    "open_array",
 ]
 
 _SUBMODULES = ("accounting", "errors", "settings", "units")

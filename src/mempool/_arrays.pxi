@@ -24,34 +24,32 @@ cdef extern from "numpy/arrayobject.h":
     int NPY_ARRAY_ALIGNED
     int NPY_ARRAY_CARRAY_RO
     int NPY_ARRAY_FORCECAST
+    int NPY_ARRAY_WRITEABLE
+    int NPY_ARRAY_F_CONTIGUOUS
+    npy_intp PyDataType_ALIGNMENT(PyArray_Descr *)
     int NPY_INT64
     int NPY_INTP
     bint PyArray_Check(object)
-    bint PyArray_IS_C_CONTIGUOUS(PyArrayObject *)
-    int PyArray_TYPE(PyArrayObject *)
-    bint PyArray_ISCARRAY_RO(PyArrayObject *)
     npy_intp PyArray_SIZE(PyArrayObject *)
     int PyArray_NDIM(PyArrayObject *)
     npy_intp *PyArray_DIMS(PyArrayObject *)
     void *PyArray_DATA(PyArrayObject *)
-    PyArray_Descr *PyArray_DESCR(PyArrayObject *)
     object PyArray_SimpleNew(int nd, npy_intp *dims, int type)
     object PyArray_Empty(int nd, npy_intp *dims, PyArray_Descr *descr, int fortran)
     object PyArray_FROM_OTF(object, int type, int requirements)
     object PyArray_ToScalar(void *data, PyArrayObject *array)
     bint PyDataType_HASFIELDS(PyArray_Descr *)
-    void PyArray_UpdateFlags(PyArrayObject *, int)
 
 cdef bint _numpy_ready = False
-cdef object numpy_asarray = None
+cdef object numpy_asarray = None, _numpy_dtype = None
 
 
 cdef int need_numpy() except -1:
-    global _numpy_ready, numpy_asarray
+    global _numpy_ready, numpy_asarray, _numpy_dtype
     if not _numpy_ready:
         _import_array()
         import numpy
-        numpy_asarray = numpy.asarray
+        numpy_asarray, _numpy_dtype = numpy.asarray, numpy.dtype
         _numpy_ready = True
     return 0
 

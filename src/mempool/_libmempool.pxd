@@ -159,6 +159,77 @@ cdef extern from "mempool.h" nogil:
     size_t mp_slab_trim(mp_slab *slab)
     void mp_slab_stats_read(mp_slab *slab, mp_slab_stats *out)
 
+    ctypedef struct mp_npy:
+        unsigned major
+        size_t data_offset
+        size_t descr_start
+        size_t descr_stop
+        bint fortran_order
+        unsigned ndim
+        uint64_t shape[64]
+        const char *problem
+
+    mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out)
+    mp_status mp_npy_parse(char *bytes, size_t size, mp_npy *out)
+
+    ctypedef struct mp_mapping:
+        pass
+
+    ctypedef enum mp_access:
+        MP_ACCESS_READ
+        MP_ACCESS_WRITE
+        MP_ACCESS_COPY
+
+    ctypedef enum mp_advice:
+        MP_ADVICE_NORMAL
+        MP_ADVICE_SEQUENTIAL
+        MP_ADVICE_RANDOM
+        MP_ADVICE_WILLNEED
+        MP_ADVICE_DONTNEED
+        MP_ADVICE_HUGEPAGE
+        MP_ADVICE_NOHUGEPAGE
+
+    ctypedef struct mp_mapping_config:
+        int file
+        mp_access access
+        bint shared
+        bint fresh
+        uint64_t offset
+        size_t row_bytes
+        size_t rows
+        size_t max_rows
+        const char *header
+        size_t header_size
+        mp_account *account
+        const mp_source *source
+
+    ctypedef struct mp_mapping_state:
+        void *data
+        size_t rows
+        size_t max_rows
+        bint closed
+        bint revoked
+        bint lost
+        bint mapped
+
+    mp_status mp_mapping_create(const mp_mapping_config *config, mp_mapping **out, mp_account **binding, int *error)
+    mp_status mp_mapping_close(mp_mapping *mapping, int *error)
+    mp_status mp_mapping_revoke(mp_mapping *mapping, int *error)
+    void mp_mapping_destroy(mp_mapping *mapping)
+    void mp_mapping_look(mp_mapping *mapping, mp_mapping_state *out)
+    mp_status mp_mapping_check(mp_mapping *mapping)
+    mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out)
+    bint mp_mapping_unview(mp_mapping *mapping)
+    mp_status mp_mapping_append(mp_mapping *mapping, const void *data, size_t rows, mp_account **binding, int *error)
+    mp_status mp_mapping_resize(mp_mapping *mapping, size_t rows, mp_account **binding, int *error)
+    mp_status mp_mapping_flush(mp_mapping *mapping, size_t start, size_t stop, bint wait, int *error)
+    mp_status mp_mapping_advise(mp_mapping *mapping, size_t start, size_t stop, mp_advice advice, int *error)
+    mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, int *error)
+    void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop)
+    mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error)
+    mp_status mp_mapping_lock(mp_mapping *mapping, bint lock, int *error)
+    mp_status mp_guard_truncation(int *error)
+
     size_t mp_huge_page_size()
     unsigned mp_fork_generation()
     bint mp_housekeeping_runs()
