@@ -112,16 +112,19 @@ static void drop_reference(mp_slab *slab) {
     free_slab(slab);
 }
 
-void mp_slab_close(mp_slab *slab) {
+void *mp_slab_base(const mp_slab *slab) { return slab->items; }
+
+bool mp_slab_close(mp_slab *slab) {
     mp__spin_lock(&slab->spin);
-    bool last = slab->views == 0;
+    bool last = slab->views == 0 && !slab->closed;
     slab->closed = true;
     mp__spin_unlock(&slab->spin);
     if (last) unmap(slab);
+    return last;
 }
 
 void mp_slab_destroy(mp_slab *slab) {
-    mp_slab_close(slab);
+    (void)mp_slab_close(slab);
     drop_reference(slab);
 }
 
@@ -393,19 +396,20 @@ static void let_go(mp_slab *slab, size_t slot) {
     }
 }
 
-static void end_view(mp_slab *slab, bool last) {
+static bool end_view(mp_slab *slab, bool last) {
     if (last) unmap(slab);
     drop_reference(slab);
+    return last;
 }
 
-void mp_slab_unpin(mp_slab *slab, void *item) {
+bool mp_slab_unpin(mp_slab *slab, void *item) {
     size_t slot = (size_t)((char *)item - slab->items) / slab->item_size;
     mp__spin_lock(&slab->spin);
     if (slab->pins[slot] == 0) mp__os_abort("an item of a slab was unpinned once too often");
     if (--slab->pins[slot] == 0) let_go(slab, slot);
     bool last = --slab->views == 0 && slab->closed;
     mp__spin_unlock(&slab->spin);
-    end_view(slab, last);
+    return end_view(slab, last);
 }
 
 mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots) {
@@ -421,11 +425,11 @@ mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots) {
     return status;
 }
 
-void mp_slab_unview(mp_slab *slab) {
+bool mp_slab_unview(mp_slab *slab) {
     mp__spin_lock(&slab->spin);
     bool last = --slab->views == 0 && slab->closed;
     mp__spin_unlock(&slab->spin);
-    end_view(slab, last);
+    return end_view(slab, last);
 }
 
 /* ---- the whole ---- */

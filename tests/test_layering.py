@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module may import from lower layers, and from its own unless that makes a circle.
 LAYERS: tuple[set[str], ...] = (
     {"errors", "units"},
-    {"settings", "_records"},
+    {"settings", "_records", "_npy"},
     {"_libmempool"},
     {"_core"},
     {"io", "aio", "shared", "numpy", "pickle"},

@@ -1,10 +1,11 @@
-"""Headers of .npy files, written; and a file that appears under its name only when it is whole. Reading is csrc/npy.c's business."""
+"""Headers of .npy files, written, and files that appear under their names only when they are whole. csrc/npy.c reads."""
 
 import ast
 import contextlib
 import errno
 import os
 from secrets import token_hex
+from typing import Any
 
 import numpy
 from numpy.lib import format as npy_format
@@ -16,15 +17,15 @@ ALIGNMENT = 64
 ROW_DIGITS = 21  # room for the first extent to grow in place: more than 64 bits have digits
 
 
-def dtype_from_descr(descr: str) -> numpy.dtype:
+def dtype_from_descr(descr: str) -> numpy.dtype[Any]:
     """Return the dtype that a header names; `descr` is a literal of strings, numbers, tuples and lists, as checked before."""
-    value = ast.literal_eval(descr)
-    if not isinstance(value, (str, list, tuple)):
+    value: Any = ast.literal_eval(descr)
+    if type(value) not in (str, list, tuple):
         raise ValueError("it is no dtype")
     return npy_format.descr_to_dtype(value)
 
 
-def header_bytes(dtype: numpy.dtype, shape: tuple[int, ...], order: str) -> bytes:
+def header_bytes(dtype: numpy.dtype[Any], shape: tuple[int, ...], order: str) -> bytes:
     """Return a header as NumPy writes it, with room for more rows."""
     descr = npy_format.dtype_to_descr(dtype)
     text = f"{{'descr': {descr!r}, 'fortran_order': {order == 'F'}, 'shape': {shape!r}, }}"

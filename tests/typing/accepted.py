@@ -5,13 +5,27 @@ import ctypes
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
 
 import mempool
-from mempool import Account, Buffer, BufferPool, PoolStats, SizeClassStats
+from mempool import (
+    Account,
+    Buffer,
+    BufferPool,
+    MappedArray,
+    PoolStats,
+    SizeClassStats,
+    SlabAllocator,
+    SlabStats,
+    anonymous_array,
+    create_array,
+    guard_truncation,
+    open_array,
+)
 from mempool.accounting import root_account
 
 
@@ -142,3 +156,37 @@ def failures(work: Callable[[], None]) -> None:
         assert_type(error.limit, int)
     except mempool.AccountLimitExceeded as error:
         assert_type(error.account, str)
+
+
+def slabs(handle: np.int64) -> None:
+    records = SlabAllocator([("x", "f8"), ("y", "f8")], max_items=10, limit="1MiB", name="records")
+    assert_type(records.alloc(), int)
+    records[handle] = (1.0, 2.0)
+    many = records.alloc_many(3)
+    assert_type(records.indices(many), NDArray[np.intp])
+    records.free_many([1, 2])
+    records.free(handle)
+    assert_type(records.stats(), SlabStats)
+    assert_type(records.trim(), int)
+    assert_type(list(records), list[int])
+    assert_type(handle in records, bool)
+    with SlabAllocator(16, account=Account("a")) as raw:
+        assert_type(memoryview(raw), memoryview)
+
+
+def mappings(path: Path) -> None:
+    with create_array(path, (0, 3), np.float32, overwrite=True) as log:
+        log.append([[1, 2, 3]])
+        log.flush(0, 1, wait=False)
+    with open_array(str(path), "r+", dtype="f4", shape=(1, 3), order="F", offset=128) as again:
+        for block in again.iter_blocks(100, drop_behind=False):
+            assert_type(block, NDArray[Any])
+        again.advise("sequential")
+        again.close(revoke=True)
+    memory = anonymous_array(3, "i4", max_rows=10, shared=True)
+    assert_type(memory, MappedArray)
+    memory.resize(5)
+    assert_type(memory.resident(), float)
+    assert_type(memory.max_rows, int | None)
+    np.asarray(memory)
+    guard_truncation()

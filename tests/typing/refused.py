@@ -1,5 +1,6 @@
 """What a type checker must refuse: each line has an error that is expected, and mypy complains of any that is not there."""
 
+import mempool
 from mempool import Account, Buffer, BufferPool
 
 
@@ -43,3 +44,16 @@ def accounts(account: Account) -> None:
     Account("io", parent="root")  # type: ignore[arg-type]
     account.charge(1.5)  # type: ignore[arg-type]
     account.used = 5  # type: ignore[misc]
+
+
+def slabs(slab: mempool.SlabAllocator) -> None:
+    mempool.SlabAllocator()  # type: ignore[call-arg]
+    slab.free("handle")  # type: ignore[arg-type]
+    slab.name = "other"  # type: ignore[misc]
+
+
+def mappings(array: mempool.MappedArray) -> None:
+    mempool.open_array(5)  # type: ignore[arg-type]
+    mempool.open_array("a", "w")  # type: ignore[arg-type]
+    array.advise("soon")  # type: ignore[arg-type]
+    array.flush(0.5)  # type: ignore[arg-type]
