@@ -53,6 +53,8 @@ typedef struct mp__file_stat {
 size_t mp__os_file_granularity(void);
 /* MP_ERR_INVALID if it is no regular file. Safe in a signal handler, as is mp__os_blank. */
 mp_status mp__os_file_stat(int file, mp__file_stat *out, int *error);
+/* As much as there is, up to `*size`. */
+mp_status mp__os_file_read(int file, uint64_t at, void *data, size_t *size, int *error);
 /* All of it, or an error after a part of it. */
 mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size, int *error);
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error);

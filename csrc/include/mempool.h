@@ -284,7 +284,14 @@ MP_API mp_status mp_npy_parse(char *bytes, size_t size, mp_npy *out);
  * first extent, or no 64-bit number of elements; then only `problem` changed. */
 MP_API mp_status mp_npy_set_rows(char *bytes, size_t size, mp_npy *header, uint64_t rows);
 
-/* ---- mappings: files and anonymous memory, by rows ---------------------------------------------------------------------------- */
+/* ---- files, before they are mapped -------------------------------------------------------------------------------------------- */
+
+/* `file` is a descriptor. MP_ERR_INVALID if it is no regular file; MP_ERR_OS with its error number. */
+MP_API mp_status mp_file_size(int file, uint64_t *size, int *error);
+/* Up to `*size` bytes from there, or what the file has; as many as were read. */
+MP_API mp_status mp_file_read(int file, uint64_t at, void *data, size_t *size, int *error);
+
+/* ---- mappings: files and anonymous memory, by rows -------------------------------------------------------------------------- */
 
 typedef struct mp_mapping mp_mapping;
 
@@ -349,8 +356,8 @@ MP_API mp_status mp_mapping_check(mp_mapping *mapping);
 MP_API mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out);
 MP_API bool mp_mapping_unview(mp_mapping *mapping); /* true if the memory went with it */
 
-/* Rows go behind the last. Files: written to the file, so that a full disk is an error and not a fault; the header waits for flush or
- * close. MP_ERR_FULL above max_rows; MP_ERR_INVALID for what cannot grow (copies, read-only). */
+/* Rows go behind the last. Files: written to the file, so that a full disk is an error and not a fault; the header waits for flush
+ * or close. MP_ERR_FULL above max_rows; MP_ERR_INVALID for what cannot grow (copies, read-only). */
 MP_API mp_status mp_mapping_append(mp_mapping *mapping, const void *data, size_t rows, mp_account **binding, int *error);
 /* New rows are zero. Views of rows that went read zeros. */
 MP_API mp_status mp_mapping_resize(mp_mapping *mapping, size_t rows, mp_account **binding, int *error);
@@ -368,8 +375,8 @@ MP_API mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size
 MP_API mp_status mp_mapping_lock(mp_mapping *mapping, bool lock, int *error);
 MP_API bool mp_mapping_is_valid(mp_mapping *mapping);
 
-/* From now on a touch of a page that the file under a mapping lost reads zeros, and the mapping is marked as lost; other faults go to
- * whoever handled them before. Idempotent. MP_ERR_OS: not on this OS. */
+/* From now on a touch of a page that the file under a mapping lost reads zeros, and the mapping is marked as lost; other faults go
+ * to whoever handled them before. Idempotent. MP_ERR_OS: not on this OS. */
 MP_API mp_status mp_guard_truncation(int *error);
 
 /* ---- the process ------------------------------------------------------------------------------------------------------------- */

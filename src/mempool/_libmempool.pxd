@@ -172,6 +172,9 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out)
     mp_status mp_npy_parse(char *bytes, size_t size, mp_npy *out)
 
+    mp_status mp_file_size(int file, uint64_t *size, int *error)
+    mp_status mp_file_read(int file, uint64_t at, void *data, size_t *size, int *error)
+
     ctypedef struct mp_mapping:
         pass
 

@@ -4,10 +4,11 @@
 #
 # Views name the mapping of csrc, never the MappedArray: it may be closed or collected while they live.
 cdef object MappingError, _strerror
-from os import strerror as _strerror
+from os import name as _os_name, strerror as _strerror
 
 from mempool.errors import MappingError
 
+cdef bint ON_WINDOWS = _os_name == "nt"
 cdef dict ADVICE = {
     "normal": MP_ADVICE_NORMAL,
     "sequential": MP_ADVICE_SEQUENTIAL,
@@ -548,6 +549,8 @@ cdef class MappedArray:
 
 
 cdef object os_error(int number, object path):
+    if ON_WINDOWS:
+        return OSError(0, None, path, number)
     if path is None:
         return OSError(number, _strerror(number))
     return OSError(number, _strerror(number), path)

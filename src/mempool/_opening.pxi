@@ -1,13 +1,15 @@
 # How mapped arrays begin: what a file's header and the caller say of its content, agreed and checked before anything is mapped.
-cdef object _os, _stat_module, _npy
+cdef object _os, _os_open, _fspath, _isdir, _errno, _npy
 import os as _os
-import stat as _stat_module
 import errno as _errno
+from os import fspath as _fspath, open as _os_open
+from os.path import isdir as _isdir
 
 # More addresses than the file needs, so that it can grow in place. They take no memory.
 cdef size_t GROWTH_ROOM = <size_t>16 << 30
 # Enough for the header of any plain array, in one read.
-cdef Py_ssize_t FIRST_READ = 1024
+cdef enum:
+    FIRST_READ = 512
 # What indices and offsets can count.
 cdef size_t MOST_BYTES = SIZE_MAX // 2
 
@@ -77,7 +79,7 @@ def open_array(path, mode="r", *, dtype=None, shape=None, offset=0, order="C"):
     [3.0, 4.0, 5.0]
     """
     cdef _Content content = read_arguments(dtype, shape, offset, order)
-    path = _os.fspath(path)
+    path = _fspath(path)
     if not isinstance(mode, str) or mode not in OPEN_FLAGS:
         raise ValueError(f"mode must be one of {', '.join(OPEN_FLAGS)}, not {mode!r}")
     if mode == "w+":
@@ -87,7 +89,7 @@ def open_array(path, mode="r", *, dtype=None, shape=None, offset=0, order="C"):
         if size > MOST_BYTES:
             raise ValueError(f"a file of {size} bytes is too large")
         return open_new(path, content, size)
-    file = _os.open(path, OPEN_FLAGS[mode] | OPEN_ALWAYS)
+    file = _os_open(path, OPEN_FLAGS[mode] | OPEN_ALWAYS)
     try:
         size = regular_size(file, path)
         read_content(content, file, size, path)
@@ -164,24 +166,39 @@ cdef object content_bytes(_Content content):
 # ---- an existing file ----
 
 
-cdef object regular_size(object file, object path):
-    status = _os.fstat(file)
-    if _stat_module.S_ISREG(status.st_mode):
-        return status.st_size
-    if _stat_module.S_ISDIR(status.st_mode):
+cdef uint64_t regular_size(int file, object path) except? 0:
+    cdef uint64_t size = 0
+    cdef int error = 0
+    cdef mp_status status
+    with nogil:
+        status = mp_file_size(file, &size, &error)
+    if status == MP_ERR_OS:
+        raise os_error(error, path)
+    if status != MP_OK and _isdir(path):
         raise os_error(_errno.EISDIR, path)
-    raise MappingError(f"{path!r} is no regular file: it cannot be mapped")
+    if status != MP_OK:
+        raise MappingError(f"{path!r} is no regular file: it cannot be mapped")
+    return size
 
 
-cdef int read_content(_Content content, object file, object size, object path) except -1:
+cdef size_t read_file(int file, uint64_t at, char *out, size_t size, object path) except? 0:
+    cdef int error = 0
+    cdef mp_status status
+    with nogil:
+        status = mp_file_read(file, at, out, &size, &error)
+    if status != MP_OK:
+        raise os_error(error, path)
+    return size
+
+
+cdef int read_content(_Content content, int file, uint64_t size, object path) except -1:
     """Header, caller and length of the file have to agree."""
-    head = b""
-    if content.offset < size and (content.dtype is None or content.offset == 0):
-        if content.offset:
-            _os.lseek(file, content.offset, 0)
-        head = _os.read(file, FIRST_READ)
-    if content.dtype is None or head.startswith(b"\x93NUMPY"):
-        read_header(content, file, head, size, path)
+    cdef char head[FIRST_READ]
+    cdef size_t length = 0
+    if content.dtype is None or content.offset == 0:
+        length = read_file(file, content.offset, head, FIRST_READ, path)
+    if content.dtype is None or (length >= 6 and memcmp(head, b"\x93NUMPY", 6) == 0):
+        read_header(content, file, head, length, path)
     elif content.ndim < 0:
         count_elements(content, size, path)
     if content.offset + content_bytes(content) > size:
@@ -191,9 +208,9 @@ cdef int read_content(_Content content, object file, object size, object path) e
     return 0
 
 
-cdef int count_elements(_Content content, object size, object path) except -1:
+cdef int count_elements(_Content content, uint64_t size, object path) except -1:
     cdef Py_ssize_t itemsize = PyDataType_ELSIZE(<PyArray_Descr *><PyObject *>content.dtype)
-    left = size - content.offset
+    left = <int64_t>size - <int64_t>content.offset
     if left < 0:
         raise MappingError(f"{path!r} has {size} bytes, offset {content.offset} is behind its end")
     if left % itemsize:
@@ -202,29 +219,28 @@ cdef int count_elements(_Content content, object size, object path) except -1:
     return 0
 
 
-cdef int read_header(_Content content, object file, bytes head, object size, object path) except -1:
+cdef int read_header(_Content content, int file, char *head, size_t length, object path) except -1:
     cdef mp_npy found
-    cdef Py_ssize_t length
     cdef bytes header
-    if mp_npy_measure(head, len(head), &found) != MP_OK:
-        raise MappingError(f"{path!r}: {found.problem.decode()}; for raw content give a dtype" if content.dtype is None
-                           else f"{path!r}: {found.problem.decode()}")
-    length = found.data_offset
-    if content.offset + length > size:
-        raise MappingError(f"{path!r} has {size} bytes, too few for the header of {length} bytes that it says to have")
-    while len(head) < length:
-        more = _os.read(file, length - len(head))
-        if not more:
-            raise MappingError(f"{path!r} ends within its header")
-        head += more
-    header = PyBytes_FromStringAndSize(<char *>head, length)  # a copy of its own: the parser writes into it
-    if mp_npy_parse(header, length, &found) != MP_OK:
+    if mp_npy_measure(head, length, &found) != MP_OK:
+        hint = "" if content.dtype is not None else "; for raw content give a dtype"
+        raise MappingError(f"{path!r}: {found.problem.decode()}{hint}")
+    header = whole_header(file, content.offset, found.data_offset, path)
+    if mp_npy_parse(header, found.data_offset, &found) != MP_OK:  # writes into it: nobody else has it yet
         raise MappingError(f"{path!r} has a broken header: {found.problem.decode()}")
     use_header(content, &found, header, path)
     content.header = header
     content.header_first = content.offset == 0
-    content.offset += length
+    content.offset += found.data_offset
     return 0
+
+
+cdef bytes whole_header(int file, uint64_t at, size_t length, object path):
+    cdef bytes header = PyBytes_FromStringAndSize(NULL, length)
+    cdef size_t got = read_file(file, at, header, length, path)
+    if got < length:
+        raise MappingError(f"{path!r} ends within its header: {length} bytes are needed, {got} there")
+    return header
 
 
 cdef int use_header(_Content content, mp_npy *found, bytes header, object path) except -1:
@@ -289,9 +305,9 @@ cdef object need_npy():
 cdef object open_new(object path, _Content content, object size):
     """Mode "w+". A file that is there keeps its content if it cannot be made as long as needed."""
     try:
-        file, made = _os.open(path, OPEN_FLAGS["w+"] | _os.O_EXCL | OPEN_ALWAYS, 0o666), True
+        file, made = _os_open(path, OPEN_FLAGS["w+"] | _os.O_EXCL | OPEN_ALWAYS, 0o666), True
     except FileExistsError:
-        file, made = _os.open(path, OPEN_FLAGS["w+"] | OPEN_ALWAYS, 0o666), False
+        file, made = _os_open(path, OPEN_FLAGS["w+"] | OPEN_ALWAYS, 0o666), False
     try:
         _os.truncate(file, max(size, regular_size(file, path)))
         _os.truncate(file, 0)
@@ -335,7 +351,7 @@ def create_array(path, shape, dtype, *, order="C", overwrite=False):
     if shape is None or dtype is None:
         raise TypeError(f"shape and dtype must be given, not {shape!r} and {dtype!r}")
     cdef _Content content = read_arguments(dtype, shape, 0, order)
-    path = _os.fspath(path)
+    path = _fspath(path)
     replaces = check_bool(overwrite, "overwrite")
     content.header = need_npy().header_bytes(content.dtype, shape_of(content), order)
     content.header_first = True
@@ -344,7 +360,7 @@ def create_array(path, shape, dtype, *, order="C", overwrite=False):
     if size > MOST_BYTES:
         raise ValueError(f"a file of {size} bytes is too large")
     need_npy().write_file(path, content.header, size, replaces)
-    file = _os.open(path, OPEN_FLAGS["r+"] | OPEN_ALWAYS)
+    file = _os_open(path, OPEN_FLAGS["r+"] | OPEN_ALWAYS)
     try:
         return map_file(content, file, path, "w+", True)
     except:
