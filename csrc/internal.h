@@ -84,13 +84,82 @@ bool mp__pool_has_idle(mp_pool *pool);
 
 bool mp__pool_check(mp_pool *pool);
 
+/* ---- slab_check.c: with the slab's lock ---- */
+
+bool mp__slab_check(mp_slab *slab);
+
+/* ---- slab_memory.c: with the slab's lock ---- */
+
+/* Addresses for `most` slots, or for as many as the OS grants. */
+mp_status mp__slab_reserve(mp_slab *slab, size_t most);
+void mp__slab_unmap(mp_slab *slab);
+/* Have memory for `slots` slots. Nothing has changed if that fails; `*needed` bytes more would have had to be taken. */
+mp_status mp__slab_grow(mp_slab *slab, size_t slots, mp_account **binding, size_t *needed);
+/* Bytes behind the last used item that are not needed; and back with them. */
+size_t mp__slab_idle(mp_slab *slab);
+size_t mp__slab_trim(mp_slab *slab);
+
+/* ---- guard.c: which addresses belong to files, for the signal handler ---- */
+
+typedef struct mp__guard_slot mp__guard_slot;
+typedef struct mp__guard_range mp__guard_range;
+
+/* NULL: no memory. */
+mp__guard_slot *mp__guard_take(const mp__guard_range *range);
+/* Before the addresses may belong to anybody else. NULL is let pass. */
+void mp__guard_give_back(mp__guard_slot *slot);
+void mp__guard_extend(mp__guard_slot *slot, size_t extent);
+/* Before the descriptor is closed. */
+void mp__guard_forget_file(mp__guard_slot *slot);
+bool mp__guard_is_lost(const mp__guard_slot *slot);
+
+/* ---- mapping_state.c ---- */
+
+/* With `lock` held: looks at the file, lays zero pages over what it lost, and tells. */
+bool mp__mapping_is_lost(mp_mapping *mapping);
+/* With `lock` held: MP_OK, MP_ERR_CLOSED or MP_ERR_LOST; the same with `io` held. */
+mp_status mp__mapping_state(mp_mapping *mapping);
+mp_status mp__mapping_usable(mp_mapping *mapping);
+/* With `io` held, once the memory or the file is ready for them. */
+void mp__mapping_set_rows(mp_mapping *mapping, size_t rows);
+/* With `io` held. */
+bool mp__mapping_is_sound(const mp_mapping *mapping);
+
+/* ---- mapping_header.c: under `io` ---- */
+
+mp_status mp__header_open(mp_mapping *mapping, const char *bytes, size_t size);
+void mp__header_free(mp_mapping *mapping);
+/* Whether there is room for the digits. */
+bool mp__header_has_room(mp_mapping *mapping, size_t rows);
+/* How many rows the file's header tells of; what the mapping has if there is no header. */
+size_t mp__header_rows(const mp_mapping *mapping);
+mp_status mp__header_write(mp_mapping *mapping, size_t rows, int *error);
+/* Data, then the header if it waits. */
+mp_status mp__header_settle(mp_mapping *mapping, int *error);
+
+/* ---- mapping_file.c: what changes the file's length, under `io` ---- */
+
+mp_status mp__file_append(mp_mapping *mapping, const void *data, size_t rows, int *error);
+mp_status mp__file_grow(mp_mapping *mapping, size_t rows, int *error);
+mp_status mp__file_shrink(mp_mapping *mapping, size_t rows, int *error);
+
 #if defined(MP_DEBUG)
 #define MP_CHECK(pool) \
     do { \
         if (!mp__pool_check(pool)) mp__os_abort("an invariant of a pool is broken"); \
     } while (0)
+#define MP_CHECK_SLAB(slab) \
+    do { \
+        if (!mp__slab_check(slab)) mp__os_abort("an invariant of a slab is broken"); \
+    } while (0)
+#define MP_CHECK_MAPPING(mapping) \
+    do { \
+        if (!mp__mapping_is_sound(mapping)) mp__os_abort("an invariant of a mapping is broken"); \
+    } while (0)
 #else
 #define MP_CHECK(pool) ((void)0)
+#define MP_CHECK_SLAB(slab) ((void)0)
+#define MP_CHECK_MAPPING(mapping) ((void)0)
 #endif
 
 #endif

@@ -1,4 +1,4 @@
-/* slab.c: items of one size are given out and taken back by handle. slab.h draws what a slab is made of.
+/* slab.c: items of one size are given out and taken back by handle. slots.h draws what a slab is made of.
  *
  *   alloc ──> lowest free slot ── below `ready`? its bit is set, a handle made        free ──> generation + 1, bit cleared
  *                                 else slab_memory.c makes more ready                          pinned: retired until the last unpin
@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "internal.h"
-#include "slab.h"
+#include "slots.h"
 
 /* ---- life ---- */
 

@@ -1,5 +1,6 @@
-/* slab_check.c: walks a slab and tells whether all that slab.h promises holds. Debug builds do it after each slow step. */
-#include "slab.h"
+/* slab_check.c: walks a slab and tells whether all that slots.h promises holds. Debug builds do it after each slow step. */
+#include "internal.h"
+#include "slots.h"
 
 typedef struct tally { size_t used, live, retired, exhausted; } tally;
 

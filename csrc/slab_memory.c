@@ -8,7 +8,7 @@
  *
  * Rejected: growing by mremap (it moves), or by a list of extents (then nobody can view all items as one array). */
 #include "internal.h"
-#include "slab.h"
+#include "slots.h"
 
 enum { STEP = 64 << 10, GROWTH = 8 };
 

@@ -6,7 +6,7 @@ from os import fspath as _fspath, open as _os_open
 from os.path import isdir as _isdir
 
 # More addresses than the file needs, so that it can grow in place. They take no memory.
-cdef size_t GROWTH_ROOM = <size_t>16 << 30
+cdef size_t GROWTH_ROOM = (<size_t>16) << 30
 # Enough for the header of any plain array, in one read.
 cdef enum:
     FIRST_READ = 512
@@ -415,14 +415,15 @@ def anonymous_array(shape, dtype, *, max_rows=None, bint shared=False):
 
 cdef object map_file(_Content content, int file, object path, str mode, bint fresh):
     cdef mp_mapping_config config
-    cdef size_t row
+    cdef size_t row, room
     config.file = file
     config.max_rows = 0
     config.shared = False
     config.fresh = fresh
     if mode in ("r+", "w+") and content.ndim > 0 and not is_fortran(content) and (content.header is None or content.header_first):
         row = row_bytes(content)
-        config.max_rows = <size_t>content.dims[0] + (max(GROWTH_ROOM, <size_t>content.dims[0] * row) // max(1, row))
+        room = max(GROWTH_ROOM, <size_t>content.dims[0] * row)
+        config.max_rows = <size_t>content.dims[0] + room // (row if row > 0 else 1)
     return map_content(content, &config, path, mode)
 
 

@@ -1,4 +1,4 @@
-/* slab.h: the structures of a slab, and what holds between them.
+/* slots.h: the structures of a slab, and what holds between them.
  *
  *   one reservation of addresses, made once; each part is usable up to `ready` slots and grows in place
  *
@@ -23,8 +23,8 @@
  *
  * Rejected: a free list through the items (whoever views the whole slab could overwrite it, and items of one byte have no room), or
  * beside them (eight bytes a slot, and it scatters what is allocated); a hash table of pins (it can fail to grow). */
-#ifndef MP_SLAB_H
-#define MP_SLAB_H
+#ifndef MP_SLOTS_H
+#define MP_SLOTS_H
 
 #include "types.h"
 
@@ -151,29 +151,5 @@ static inline void mp__slot_return(mp_slab *slab, size_t slot) {
     if (before == UINT64_MAX) mp__levels_open(slab, slot / 64);
     if (slot / 64 < slab->first) slab->first = slot / 64;
 }
-
-/* ---- slab_memory.c: with `lock` held, but for the first ---- */
-
-/* Addresses for `most` slots, or for as many as the OS grants. */
-mp_status mp__slab_reserve(mp_slab *slab, size_t most);
-/* Have memory for `slots` slots. Nothing has changed if that fails; `*needed` bytes more would have had to be taken. */
-mp_status mp__slab_grow(mp_slab *slab, size_t slots, mp_account **binding, size_t *needed);
-/* Bytes behind the last used item that are not needed; and back with them. */
-size_t mp__slab_idle(mp_slab *slab);
-size_t mp__slab_trim(mp_slab *slab);
-void mp__slab_unmap(mp_slab *slab);
-
-/* ---- slab_check.c: with `lock` held ---- */
-
-bool mp__slab_check(mp_slab *slab);
-
-#if defined(MP_DEBUG)
-#define MP_CHECK_SLAB(slab) \
-    do { \
-        if (!mp__slab_check(slab)) mp__os_abort("an invariant of a slab is broken"); \
-    } while (0)
-#else
-#define MP_CHECK_SLAB(slab) ((void)0)
-#endif
 
 #endif

@@ -1,0 +1,121 @@
+/* mapping_file.c: a mapped file becomes longer and shorter.
+ *
+ *      append   write behind the last row ──> take the zero pages off there ──> the rows count
+ *      grow     make the file longer      ──> take the zero pages off there ──> the rows count
+ *      shrink   header ──> zero pages over the rows that go, which count no more ──> make the file shorter
+ *
+ * Each step can be refused, and then what was done is undone. A page that counts is in the file at every moment, so that neither a
+ * view nor a look at the file's length from another thread finds something missing.
+ *
+ * A file may be longer than its rows: a tail, left by a crash or by whoever made it. It is never shown: append overwrites it, grow and
+ * shrink cut it off. */
+#include "internal.h"
+#include "mapping_types.h"
+
+static size_t row_end(const mp_mapping *mapping, size_t rows) { return mapping->skew + rows * mapping->row_bytes; }
+
+static uint64_t file_end(const mp_mapping *mapping, size_t rows) { return mapping->offset + (uint64_t)rows * mapping->row_bytes; }
+
+/* The file again where zero pages lie, up to what these rows need. */
+static mp_status reveal(mp_mapping *mapping, size_t rows, int *error) {
+    size_t start = mapping->blank_start, stop = mp__pages(row_end(mapping, rows));
+    if (stop > mapping->blank_stop) stop = mapping->blank_stop;
+    if (start >= stop) return MP_OK;
+    uint64_t offset = mapping->offset - mapping->skew + start;
+    mp_status status = mp__os_file_map_over(mapping->file, offset, stop - start, mapping->base + start, error);
+    if (status == MP_OK) mapping->blank_start = stop;
+    return status;
+}
+
+static mp_status cover(mp_mapping *mapping, size_t rows, int *error) {
+    size_t start = mp__pages(row_end(mapping, rows)), stop = mp__pages(row_end(mapping, mapping->rows));
+    if (mapping->base == NULL || start >= stop) return MP_OK;
+    mp_status status = mp__os_blank(mapping->base + start, stop - start, true, error);
+    if (status != MP_OK) return status;
+    if (mapping->blank_start == mapping->blank_stop) mapping->blank_stop = stop;
+    mapping->blank_start = start;
+    return MP_OK;
+}
+
+/* Best effort, and its error is not the one to report. */
+static void restore_size(mp_mapping *mapping, uint64_t size) {
+    int ignored;
+    (void)mp__os_file_set_size(mapping->file, size, &ignored);
+}
+
+mp_status mp__file_append(mp_mapping *mapping, const void *data, size_t rows, int *error) {
+    mp__file_stat found;
+    uint64_t end = file_end(mapping, mapping->rows);
+    mp_status status = mp__os_file_stat(mapping->file, &found, error);
+    if (status != MP_OK) return status;
+    status = mp__os_file_write(mapping->file, end, data, rows * mapping->row_bytes, error);
+    if (status == MP_OK) status = reveal(mapping, mapping->rows + rows, error);
+    if (status != MP_OK && found.size == end) restore_size(mapping, end);
+    return status;
+}
+
+/* Bytes behind the last row that share its page may have been written through a view before they were anybody's. */
+static mp_status clear_rest_of_page(mp_mapping *mapping, uint64_t from, uint64_t to, int *error) {
+    static const char zeros[4096];
+    uint64_t page = mp__os_page_size(), stop = (from + page - 1) / page * page;
+    mp_status status = MP_OK;
+    if (stop > to) stop = to;
+    while (status == MP_OK && from < stop) {
+        size_t piece = stop - from < sizeof zeros ? (size_t)(stop - from) : sizeof zeros;
+        status = mp__os_file_write(mapping->file, from, zeros, piece, error);
+        from += piece;
+    }
+    return status;
+}
+
+/* The tail goes only if the file can become so long. */
+static mp_status cut_tail(mp_mapping *mapping, uint64_t end, uint64_t wanted, uint64_t size, int *error) {
+    if (size == end) return MP_OK;
+    mp_status status = wanted > size ? mp__os_file_set_size(mapping->file, wanted, error) : MP_OK;
+    return status == MP_OK ? mp__os_file_set_size(mapping->file, end, error) : status;
+}
+
+mp_status mp__file_grow(mp_mapping *mapping, size_t rows, int *error) {
+    mp__file_stat found;
+    uint64_t end = file_end(mapping, mapping->rows), wanted = file_end(mapping, rows);
+    mp_status status = mp__os_file_stat(mapping->file, &found, error);
+    if (status != MP_OK || wanted == end) return status;
+    status = cut_tail(mapping, end, wanted, found.size, error);
+    if (status != MP_OK) return status;
+    status = clear_rest_of_page(mapping, end, wanted, error);
+    if (status == MP_OK) status = mp__os_file_set_size(mapping->file, wanted, error);
+    if (status == MP_OK) status = reveal(mapping, rows, error);
+    if (status != MP_OK) restore_size(mapping, end);
+    return status;
+}
+
+/* The header that tells of rows which go must be on the disk before they do. */
+static mp_status lower_header(mp_mapping *mapping, size_t rows, int *error) {
+    if (mp__header_rows(mapping) <= rows || mapping->header.bytes == NULL) return MP_OK;
+    mp_status status = mp__header_write(mapping, rows, error);
+    return status == MP_OK ? mp__os_file_sync(mapping->file, error) : status;
+}
+
+static mp_status shorten(mp_mapping *mapping, size_t rows, int *error) {
+    size_t before = mapping->rows;
+    mp__mutex_lock(&mapping->lock);
+    mp_status status = cover(mapping, rows, error);
+    if (status == MP_OK) mapping->rows = rows;
+    mp__mutex_unlock(&mapping->lock);
+    if (status != MP_OK || mapping->row_bytes == 0) return status;
+    status = mp__os_file_set_size(mapping->file, file_end(mapping, rows), error);
+    if (status == MP_OK) return MP_OK;
+    int ignored;
+    bool back = reveal(mapping, before, &ignored) == MP_OK;
+    mp__mutex_lock(&mapping->lock);
+    if (back) mapping->rows = before;
+    mp__mutex_unlock(&mapping->lock);
+    return back ? status : MP_OK; /* rows that cannot be shown again are gone, and the file has a tail */
+}
+
+mp_status mp__file_shrink(mp_mapping *mapping, size_t rows, int *error) {
+    mp_status status = lower_header(mapping, rows, error);
+    if (status == MP_OK) status = shorten(mapping, rows, error);
+    mapping->pending = mp__header_rows(mapping) != mapping->rows;
+    return status;
+}
