@@ -99,7 +99,7 @@ def value_text(value: float | None, unit: str) -> str:
     if unit == "s":
         return time_text(value)
     if unit == "B":
-        return f"{value / 1e6:.2f} MB"
+        return f"{value / 1e6:.2f} MB" if value >= 1e4 else f"{value / 1e3:.2f} kB"
     return f"{value:.3g}"
 
 
@@ -120,7 +120,7 @@ def target_text(row: Row, target: float | None) -> str:
     """Write a target with its direction."""
     if target is None:
         return ""
-    if row.unit == "B":
+    if row.unit == "B" and row.ratio is None:
         return f"<= {target / 1e6:.3g} MB"
     sign = {"cost": "<=", "below": "<", "at most": "<="}.get(row.sense, ">=")
     return f"{sign} {target:g}" + ("" if row.sense == "below" else "x")

@@ -1,4 +1,4 @@
-"""What mempool is measured against: a careful pool in pure Python, and memory kept by hand."""
+"""What mempool is measured against: a careful pool in pure Python, memory kept by hand, a record as an object."""
 
 from __future__ import annotations
 
@@ -121,3 +121,15 @@ def huge_buffer(nbytes: int) -> memoryview | None:
     part = whole[start : start + nbytes]
     part.fill(1)
     return part.data
+
+
+class Record:
+    """Four numbers as Python keeps them best: no ``__dict__``, no weak references."""
+
+    __slots__ = ("key", "price", "amount", "stamp")
+
+    def __init__(self, key: int, price: float, amount: float, stamp: int) -> None:
+        self.key = key
+        self.price = price
+        self.amount = amount
+        self.stamp = stamp

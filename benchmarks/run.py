@@ -36,6 +36,8 @@ TABLES = {
     "accounting": "accounting",
     "files": "files",
     "break_even": "break_even",
+    "slab": "slab",
+    "mapped": "mapped",
 }
 TIMEOUT = 180.0
 

@@ -10,11 +10,18 @@ import argparse
 import dataclasses
 import importlib
 import json
+import multiprocessing
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from benchmarks.harness import Plan, Report
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def main() -> int:
@@ -31,6 +38,12 @@ def main() -> int:
     report.seconds = time.perf_counter() - start
     json.dump(dataclasses.asdict(report), sys.stdout)
     return 0
+
+
+def apart(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Call a function of a module in a fresh interpreter, whose memory nothing else has touched."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *args, **kwargs).result()
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ static size_t fill_page(const mp_slab *slab, size_t slots) {
 
 mp_status mp__slab_grow(mp_slab *slab, size_t slots, mp_account **binding, size_t *needed) {
     size_t wish = slab->ready + slab->ready / GROWTH, step = slab->ready + STEP / slab->item_size;
-    if (slots > slab->capacity) return slab->limit / slab->item_size < slots ? MP_ERR_LIMIT : MP_ERR_FULL;
+    if (slots > slab->capacity)
+        return slab->limit != MP_NO_LIMIT && slab->limit / slab->item_size < slots ? MP_ERR_LIMIT : MP_ERR_FULL;
     if (wish < step) wish = step;
     if (wish < slots) wish = slots;
     if (wish > slab->capacity) wish = slab->capacity;

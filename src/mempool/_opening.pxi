@@ -91,8 +91,7 @@ def open_array(path, mode="r", *, dtype=None, shape=None, offset=0, order="C"):
         return open_new(path, content, size)
     file = _os_open(path, OPEN_FLAGS[mode] | OPEN_ALWAYS)
     try:
-        size = regular_size(file, path)
-        read_content(content, file, size, path)
+        read_content(content, file, path)
         return map_file(content, file, path, mode, False)
     except:
         _os.close(file)
@@ -187,12 +186,13 @@ cdef size_t read_file(int file, uint64_t at, char *out, size_t size, object path
     with nogil:
         status = mp_file_read(file, at, out, &size, &error)
     if status != MP_OK:
+        regular_size(file, path)  # what cannot be read is seldom a file
         raise os_error(error, path)
     return size
 
 
-cdef int read_content(_Content content, int file, uint64_t size, object path) except -1:
-    """Header, caller and length of the file have to agree."""
+cdef int read_content(_Content content, int file, object path) except -1:
+    """Header and caller have to agree. Whether the file is as long as they say is seen when it is mapped."""
     cdef char head[FIRST_READ]
     cdef size_t length = 0
     if content.dtype is None or content.offset == 0:
@@ -200,11 +200,7 @@ cdef int read_content(_Content content, int file, uint64_t size, object path) ex
     if content.dtype is None or (length >= 6 and memcmp(head, b"\x93NUMPY", 6) == 0):
         read_header(content, file, head, length, path)
     elif content.ndim < 0:
-        count_elements(content, size, path)
-    if content.offset + content_bytes(content) > size:
-        raise MappingError(
-            f"{path!r} has {size} bytes, too few for shape {shape_of(content)} of {content.dtype} from byte {content.offset}"
-        )
+        count_elements(content, regular_size(file, path), path)
     return 0
 
 
@@ -468,19 +464,26 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
         status = mp_mapping_create(config, &array._c, &binding, &error)
     if status != MP_OK:
         array._c = NULL
-        refuse(array, status, error, binding, config)
+        refuse(array, content, status, error, binding, config)
     array._layout = layout_of(array, is_fortran(content), mode == "r")
     array._trace()
     return array
 
 
-cdef int refuse(MappedArray array, mp_status status, int error, mp_account *binding, mp_mapping_config *config) except -1:
+cdef int refuse(
+    MappedArray array, _Content content, mp_status status, int error, mp_account *binding, mp_mapping_config *config
+) except -1:
     if status == MP_ERR_ACCOUNT:
         raise _account_error(array._account(), binding, config.rows * config.row_bytes)
     if status == MP_ERR_LOST:
-        raise MappingError(f"{array.path!r} became too short while it was opened")
+        size = regular_size(config.file, array.path)
+        raise MappingError(
+            f"{array.path!r} has {size} bytes, too few for shape {shape_of(content)} of {content.dtype} from byte {content.offset}"
+        )
     if status == MP_ERR_INVALID:
-        raise ValueError(f"an array of {config.rows} rows of {config.row_bytes} bytes from byte {config.offset} cannot be addressed")
+        if array._is_file:
+            regular_size(config.file, array.path)
+        raise ValueError(f"shape {shape_of(content)} of {content.dtype} from byte {content.offset} cannot be addressed")
     array._check(status, error)
     return 0
 
