@@ -46,7 +46,9 @@ static bool memory_is_valid(const mp_slab *slab) {
             return false;
         sum += slab->held[part];
     }
-    if (slab->ready * slab->item_size > slab->held[MP__PART_ITEMS] || slab->ready > slab->capacity) return false;
+    if (slab->ready > slab->capacity || slab->ready * slab->item_size > slab->held[MP__PART_ITEMS]) return false;
+    if (slab->ready * sizeof *slab->generations > slab->held[MP__PART_GENERATIONS]) return false;
+    if (slab->ready * sizeof *slab->pins > slab->held[MP__PART_PINS] || slab->ready > slab->held[MP__PART_USED] * 8) return false;
     return sum == slab->reserved && slab->reserved <= slab->peak && slab->peak <= slab->limit;
 }
 

@@ -86,8 +86,10 @@ mp_status mp__slab_reserve(mp_slab *slab, size_t most) {
 
 void mp__slab_unmap(mp_slab *slab) {
     if (slab->base == NULL) return;
-    if (slab->source->unmap(slab->source->context, slab->base, slab->address_space) != MP_OK && slab->active[0] > 0) {
-        (void)slab->source->decommit(slab->source->context, slab->base, slab->active[0]);
+    bool refused = slab->source->unmap(slab->source->context, slab->base, slab->address_space) != MP_OK;
+    for (mp__part part = 0; refused && part < MP__PARTS; part++) {
+        char *start = slab->base + slab->offsets[part];
+        if (slab->active[part] > 0) (void)slab->source->decommit(slab->source->context, start, slab->active[part]);
     }
     slab->base = NULL;
     if (slab->account != NULL) mp_account_discharge(slab->account, slab->reserved);
@@ -118,6 +120,12 @@ static size_t bytes_more(const mp_slab *slab, size_t slots) {
     return more;
 }
 
+static void set_ready(mp_slab *slab, size_t slots) {
+    mp__spin_lock(&slab->spin);
+    slab->ready = slots;
+    mp__spin_unlock(&slab->spin);
+}
+
 static void hold(mp_slab *slab, size_t slots, size_t more) {
     for (mp__part part = 0; part < MP__PARTS; part++) {
         size_t want = part_bytes(slab, part, slots);
@@ -125,9 +133,7 @@ static void hold(mp_slab *slab, size_t slots, size_t more) {
     }
     slab->reserved += more;
     if (slab->peak < slab->reserved) slab->peak = slab->reserved;
-    mp__spin_lock(&slab->spin);
-    slab->ready = slots;
-    mp__spin_unlock(&slab->spin);
+    set_ready(slab, slots);
 }
 
 static mp_status grow_to(mp_slab *slab, size_t slots, mp_account **binding) {
@@ -181,33 +187,28 @@ size_t mp__slab_idle(mp_slab *slab) {
     return slab->base != NULL ? slab->held[MP__PART_ITEMS] - part_bytes(slab, MP__PART_ITEMS, used_up_to(slab)) : 0;
 }
 
-/* Nobody shall take a slot whose memory goes. False if somebody has meanwhile. */
-static bool withdraw(mp_slab *slab, size_t keep) {
+/* Nobody shall take a slot whose memory goes. False if somebody has meanwhile. `*before` is what was ready. */
+static bool withdraw(mp_slab *slab, size_t keep, size_t *before) {
     mp__spin_lock(&slab->spin);
     size_t last = slab->slots < slab->ready ? slab->slots : slab->ready;
     bool empty = true;
     for (size_t slot = keep; slot < last && empty; slot = (slot / 64 + 1) * 64) {
         empty = slab->levels[0][slot / 64] >> slot % 64 == 0;
     }
+    *before = slab->ready;
     if (empty && keep < slab->ready) slab->ready = keep;
     mp__spin_unlock(&slab->spin);
     return empty;
-}
-
-static void set_ready(mp_slab *slab) {
-    size_t room = slab->held[MP__PART_ITEMS] / slab->item_size;
-    mp__spin_lock(&slab->spin);
-    slab->ready = room < slab->capacity ? room : slab->capacity;
-    mp__spin_unlock(&slab->spin);
 }
 
 size_t mp__slab_trim(mp_slab *slab) {
     if (slab->base == NULL) return 0;
     const mp_source *source = slab->source;
     size_t keep = part_bytes(slab, MP__PART_ITEMS, used_up_to(slab)), bytes = slab->held[MP__PART_ITEMS] - keep;
-    if (bytes == 0 || !withdraw(slab, keep / slab->item_size)) return 0;
+    size_t before;
+    if (bytes == 0 || !withdraw(slab, keep / slab->item_size, &before)) return 0;
     if (source->decommit(source->context, slab->items + keep, bytes) != MP_OK) {
-        set_ready(slab);
+        set_ready(slab, before);
         return 0;
     }
     /* Whoever views the slab may still read there. */
