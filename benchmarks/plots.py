@@ -20,6 +20,10 @@ LOOKS: dict[str, dict[str, Any]] = {
     "pyarrow.allocate_buffer": {"color": "#a16207", "marker": "v"},
     "pure-Python pool": {"color": "#15803d", "marker": "x"},
     "preallocated": {"color": "#9ca3af", "marker": "*"},
+    "np.memmap": {"color": "#2563eb", "marker": "^"},
+    "np.memmap, still mapped": {"color": "#9ca3af", "marker": "*"},
+    "np.save": {"color": "#7c3aed", "marker": "P"},
+    "slotted objects in a list": {"color": "#64748b", "marker": "s"},
 }
 
 
@@ -42,6 +46,8 @@ def draw_all(reports: Sequence[Report], folder: Path) -> list[Path]:
         "read": draw_read,
         "window": draw_window,
         "files": draw_files,
+        "slab": draw_slab,
+        "mapped": draw_mapped,
     }
     written = []
     for report in reports:
@@ -169,4 +175,46 @@ def draw_window(report: Report, path: Path) -> Path:
         axis.set_title(panel)
         axis.set_xlabel("us" if timed else "faults")
         axis.grid(visible=True, axis="x", alpha=0.3)
+    return save(figure, path)
+
+
+def draw_slab(report: Report, path: Path) -> Path:
+    """Time of an item by how many there are at once; memory of a record, as bars."""
+    figure, (left, right) = figure_with(2, "Records in a slab")
+    times, memory = report.curves["time of an item"], report.curves["memory of a record"]
+    lines(left, times, 1e9)
+    nanoseconds(left)
+    numbers(left, times)
+    left.set_ylabel("time of an item")
+    left.set_xlabel("items at once: allocated, then freed")
+    names = list(memory)[::-1]
+    values = [memory[name][0][1] for name in names]
+    bars = right.barh(names, values, color=[LOOKS[name]["color"] for name in names])
+    right.bar_label(bars, [f"{value:.0f} B" for value in values], padding=4, fontsize=9)
+    right.margins(x=0.15)
+    right.set_xlabel("bytes of process memory (USS), a record of 32 bytes with its handle")
+    return save(figure, path)
+
+
+def numbers(axis: Any, curves: Mapping[str, Curve]) -> None:
+    """Label the x axis with plain numbers, as what is counted there are no bytes."""
+    ticks = sorted({number for points in curves.values() for number, _ in points})
+    axis.set_xticks(ticks, [f"{number:,.0f}" for number in ticks], rotation=35, ha="right")
+
+
+def draw_mapped(report: Report, path: Path) -> Path:
+    """Peak memory and speed by size of the block; speed of appending by rows at a time."""
+    figure, axes = figure_with(len(report.curves), "Arrays in files")
+    for axis, (panel, curves) in zip(axes, report.curves.items(), strict=True):
+        peak, append = panel.startswith("peak"), panel == "append"
+        lines(axis, curves, 1 / (1 << 20) if peak else 1 / (1 << 30))
+        axis.set_title(panel)
+        axis.set_xlabel("rows of 8 bytes an append" if append else "bytes of a block")
+        axis.set_ylabel("MiB of resident memory" if peak else "GiB/s")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if append:
+            numbers(axis, curves)
+        if not peak:
+            axis.set_yscale("linear")
+            axis.set_ylim(bottom=0)
     return save(figure, path)

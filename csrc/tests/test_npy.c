@@ -69,7 +69,7 @@ static void shapes_are_tuples_of_integers(void) {
 }
 
 static void shapes_have_up_to_64_extents(void) {
-    char shape[MOST_TEXT] = "(";
+    char shape[MOST_TEXT / 2] = "(";
     for (unsigned n = 1; n <= 64; n++) {
         (void)snprintf(shape + strlen(shape), 8, "%u,", n % 2 ? 1 : 0);
         (void)snprintf(shape + strlen(shape), 8, ")");
