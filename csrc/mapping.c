@@ -13,6 +13,8 @@
 #include "internal.h"
 #include "mapping_types.h"
 
+enum { SHARE = 16 };
+
 /* ---- what is mapped ---- */
 
 static mp_status map_once(mp_mapping *mapping, size_t size, int *error) {
@@ -121,7 +123,9 @@ static size_t wanted_bytes(const mp_mapping_config *config) {
     if (config->access != MP_ACCESS_WRITE || config->max_rows <= config->rows) return nbytes;
     if (most > MP__MAX_SIZE) most = (size_t)MP__MAX_SIZE;
     if (!mp__mul(config->max_rows, config->row_bytes, &wanted) || wanted > most) wanted = most;
-    return wanted > nbytes ? wanted : nbytes;
+    if (wanted < nbytes) wanted = nbytes;
+    size_t share = mp__os_address_limit() / SHARE; /* how far a file grows is a guess, and others need addresses too */
+    return config->file >= 0 && wanted - nbytes > share ? nbytes + share : wanted;
 }
 
 static size_t reachable_rows(const mp_mapping *mapping, const mp_mapping_config *config) {

@@ -100,16 +100,18 @@ static mp_status flush_locked(mp_mapping *mapping, size_t start, size_t stop, bo
     if (start > stop || stop > mapping->rows) return MP_ERR_INVALID;
     if (!mapping->is_file || mapping->access != MP_ACCESS_WRITE) return MP_OK;
     size_t page = mp__os_page_size();
-    bool settle = wait && mapping->pending;
+    bool fresh = mapping->fresh, settle = wait && (mapping->pending || fresh); /* a new file has its header to settle, too */
     size_t from = settle ? 0 : (mapping->skew + start * mapping->row_bytes) & ~(page - 1);
     size_t to = mp__pages(mapping->skew + (settle ? mapping->rows : stop) * mapping->row_bytes);
     bool empty = mapping->base == NULL || mapping->row_bytes == 0 || (!settle && start == stop);
     if (!empty && to > from) status = mp__os_file_flush(mapping->file, mapping->base + from, to - from, wait, error);
-    if (wait) mapping->fresh = false;
     if (status != MP_OK || !settle) return status;
+    mapping->fresh = false;
     status = mp__header_settle(mapping, error);
     if (status == MP_OK) status = mp__os_file_sync(mapping->file, error);
-    if (status != MP_OK) mapping->pending = true; /* the next flush tries again */
+    if (status == MP_OK) return status;
+    mapping->fresh = fresh; /* the next flush tries again */
+    mapping->pending = mapping->header.bytes != NULL;
     return status;
 }
 

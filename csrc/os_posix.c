@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -43,6 +44,12 @@ size_t mp__os_huge_size(void) { return HUGE_PAGE; }
 size_t mp__os_physical_memory(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
     return pages > 0 ? (size_t)pages * mp__os_page_size() : (size_t)8 << 30;
+}
+
+size_t mp__os_address_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > SIZE_MAX) return SIZE_MAX;
+    return (size_t)limit.rlim_cur;
 }
 
 static mp_status map_raw(size_t size, int protection, int flags, void **out) {

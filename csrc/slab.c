@@ -11,6 +11,8 @@
 #include "internal.h"
 #include "slots.h"
 
+enum { SHARE = 16 };
+
 /* ---- life ---- */
 
 static uint64_t tenant_tick(mp__tenant *tenant, uint64_t now) {
@@ -56,10 +58,16 @@ static const mp__tenant_ops slab_ops = {
     .after_fork = tenant_after_fork,
 };
 
-/* How many items to reserve addresses for. More than the limit lets in are of no use, nor is more than could ever be in memory. */
+/* As much as could ever be in memory; where addresses are scarce, a share that leaves others theirs. */
+static size_t usual_addresses(void) {
+    size_t most = 2 * mp__os_physical_memory(), share = mp__os_address_limit() / SHARE;
+    return most < share ? most : share;
+}
+
+/* How many items to reserve addresses for. More than the limit lets in are of no use. */
 static size_t most_items(const mp_slab_config *config) {
     size_t most = config->max_items, within = config->limit / config->item_size;
-    if (most == MP_NO_LIMIT) most = 2 * mp__os_physical_memory() / config->item_size;
+    if (most == MP_NO_LIMIT) most = usual_addresses() / config->item_size;
     if (most > within) most = within;
     if (most > MP__MOST_SLOTS) most = MP__MOST_SLOTS;
     return most > 0 ? most : 1;
@@ -141,15 +149,22 @@ static mp_handle take_first(mp_slab *slab) {
     return mp__slot_name(slab, slot, mp__slot_generation(slab, slot));
 }
 
+static mp_handle name_now(const mp_slab *slab, size_t slot) {
+    uint32_t generation = slot < slab->slots ? mp__slot_generation(slab, slot) : 0; /* untouched pages stay so */
+    return mp__slot_name(slab, slot, generation);
+}
+
 /* The free slots of the next word, up to `count`. */
 static size_t take_word(mp_slab *slab, size_t count, mp_handle *out) {
     size_t word = mp__levels_search(slab), n = 0;
     uint64_t bits = ~slab->levels[0][word], taken = 0;
-    for (; bits != 0 && n < count; bits &= bits - 1) {
-        size_t slot = word * 64 + mp__lowest(bits);
-        uint32_t generation = slot < slab->slots ? mp__slot_generation(slab, slot) : 0; /* untouched pages stay so */
-        taken |= bits & (0 - bits);
-        out[n++] = mp__slot_name(slab, slot, generation);
+    if (bits == UINT64_MAX && count >= 64) { /* the same as below, some times quicker */
+        for (taken = bits; n < 64; n++) out[n] = name_now(slab, word * 64 + n);
+    }
+    for (; bits != taken && n < count; n++) {
+        unsigned bit = mp__lowest(bits & ~taken);
+        taken |= (uint64_t)1 << bit;
+        out[n] = name_now(slab, word * 64 + bit);
     }
     size_t end = word * 64 + mp__log2(taken) + 1;
     mp__slot_take(slab, word, taken);
@@ -272,11 +287,36 @@ mp_status mp_slab_free(mp_slab *slab, mp_handle handle) {
     return status;
 }
 
+/* Live items at the front of the list that share a word of `used`, which is then written once. The first may need free_one. */
+static size_t free_neighbours(mp_slab *slab, const mp_handle *handles, size_t count) {
+    size_t word = mp__handle_slot(handles[0]) / 64, n = 0;
+    if (word * 64 >= slab->slots) return 0;
+    uint64_t before = slab->levels[0][word], bits = before;
+    for (; n < count; n++) {
+        size_t slot = mp__handle_slot(handles[n]);
+        uint64_t bit = (uint64_t)1 << slot % 64;
+        if (slot / 64 != word || !(bits & bit)) break;
+        uint32_t generation = mp__handle_generation(slab, handles[n], slot);
+        if (slab->generations[slot] != generation << MP__STATE_BITS || generation == MP__GENERATIONS - 1) break;
+        mp__slot_put(slab, slot, generation + 1, MP__SLOT_PLAIN);
+        bits ^= bit;
+    }
+    slab->levels[0][word] = bits;
+    if (before == UINT64_MAX && n > 0) mp__levels_open(slab, word);
+    if (word < slab->first && n > 0) slab->first = word;
+    slab->live -= n;
+    return n;
+}
+
 mp_status mp_slab_free_many(mp_slab *slab, const mp_handle *handles, size_t count, size_t *bad) {
     mp__spin_lock(&slab->spin);
     mp_status status = slab->closed ? MP_ERR_CLOSED : MP_OK;
     size_t n = 0;
-    while (status == MP_OK && n < count && free_one(slab, handles[n])) n++;
+    while (status == MP_OK && n < count) {
+        size_t freed = free_neighbours(slab, handles + n, count - n);
+        if (freed == 0 && !free_one(slab, handles[n])) break;
+        n += freed > 0 ? freed : 1;
+    }
     if (status == MP_OK && n < count) {
         *bad = n;
         status = MP_ERR_STALE;

@@ -48,7 +48,7 @@ static bool memory_is_valid(const mp_slab *slab) {
     }
     if (slab->ready > slab->capacity || slab->ready * slab->item_size > slab->held[MP__PART_ITEMS]) return false;
     if (slab->ready * sizeof *slab->generations > slab->held[MP__PART_GENERATIONS]) return false;
-    if (slab->ready * sizeof *slab->pins > slab->held[MP__PART_PINS] || slab->ready > slab->held[MP__PART_USED] * 8) return false;
+    if (slab->ready * sizeof *slab->pins > slab->held[MP__PART_PINS] || slab->ready > slab->held[MP__PART_LEVELS] * 8) return false;
     return sum == slab->reserved && slab->reserved <= slab->peak && slab->peak <= slab->limit;
 }
 
@@ -57,7 +57,7 @@ bool mp__slab_check(mp_slab *slab) {
     if (slab->base == NULL) return slab->reserved == 0;
     mp__spin_lock(&slab->spin);
     bool valid = memory_is_valid(slab) && slab->slots <= slab->capacity;
-    if (valid && slab->held[MP__PART_USED] > 0) valid = slots_are_valid(slab, &sum) && levels_are_valid(slab);
+    if (valid && slab->held[MP__PART_LEVELS] > 0) valid = slots_are_valid(slab, &sum) && levels_are_valid(slab);
     valid = valid && sum.live == slab->live && sum.retired == slab->retired && sum.exhausted == slab->exhausted;
     mp__spin_unlock(&slab->spin);
     return valid;

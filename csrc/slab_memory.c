@@ -22,24 +22,31 @@ static size_t in_pages(size_t bytes) {
 
 /* Bytes of a part up to so many slots. The caller has checked that all items can be addressed. */
 static size_t part_bytes(const mp_slab *slab, mp__part part, size_t slots) {
-    size_t words = words_above(slots);
     switch (part) {
     case MP__PART_ITEMS: return in_pages(slots * slab->item_size);
     case MP__PART_GENERATIONS: return in_pages(slots * sizeof *slab->generations);
     case MP__PART_PINS: return in_pages(slots * sizeof *slab->pins);
-    case MP__PART_USED: return in_pages(words * sizeof(uint64_t));
     default: break;
     }
-    size_t whole = 0;
-    for (size_t below = words_above(words_above(slab->capacity)); below > 2; below = words_above(below))
-        whole += words_above(below);
-    return in_pages((whole + words_above(words)) * sizeof(uint64_t));
+    unsigned level = (unsigned)part - MP__PART_LEVELS;
+    if (level >= slab->n_levels) return 0;
+    size_t words = words_above(slots);
+    while (level-- > 0) words = words_above(words);
+    return in_pages(words * sizeof(uint64_t));
 }
 
 /* ---- addresses ---- */
 
+/* Levels up to one of a single word, in which a bit is left for what lies behind the end. */
+static unsigned count_levels(size_t capacity) {
+    unsigned n = 1;
+    for (size_t words = words_above(capacity); n == 1 || words > 2; n++) words = words_above(words);
+    return n;
+}
+
 static void lay_out(mp_slab *slab, size_t capacity) {
     slab->capacity = capacity;
+    slab->n_levels = count_levels(capacity);
     slab->offsets[0] = 0;
     for (mp__part part = 0; part < MP__PARTS; part++) {
         slab->offsets[part + 1] = slab->offsets[part] + part_bytes(slab, part, capacity);
@@ -47,17 +54,13 @@ static void lay_out(mp_slab *slab, size_t capacity) {
     slab->address_space = slab->offsets[MP__PARTS];
 }
 
-static void set_levels(mp_slab *slab) {
-    size_t words[MP__LEVELS];
-    unsigned n = 1;
-    for (words[0] = words_above(slab->capacity); n == 1 || words[n - 1] > 2; n++) words[n] = words_above(words[n - 1]);
-    uint64_t *at = (uint64_t *)(void *)(slab->base + slab->offsets[MP__PART_FULL]);
-    for (unsigned level = n; level-- > 1; at += words[level]) slab->levels[level] = at;
-    slab->levels[0] = (uint64_t *)(void *)(slab->base + slab->offsets[MP__PART_USED]);
-    slab->n_levels = n;
+static void set_parts(mp_slab *slab) {
     slab->items = slab->base;
     slab->generations = (uint32_t *)(void *)(slab->base + slab->offsets[MP__PART_GENERATIONS]);
     slab->pins = (uint32_t *)(void *)(slab->base + slab->offsets[MP__PART_PINS]);
+    for (unsigned level = 0; level < slab->n_levels; level++) {
+        slab->levels[level] = (uint64_t *)(void *)(slab->base + slab->offsets[MP__PART_LEVELS + level]);
+    }
 }
 
 static mp_status try_capacity(mp_slab *slab, size_t capacity) {
@@ -79,7 +82,7 @@ mp_status mp__slab_reserve(mp_slab *slab, size_t most) {
         slab->base = NULL;
         if (try_capacity(slab, capacity / 2) != MP_OK) return MP_ERR_NOMEM;
     }
-    set_levels(slab);
+    set_parts(slab);
     if (slab->offsets[1] >= mp__os_huge_size()) mp__os_advise_huge(slab->base, slab->offsets[1]);
     return MP_OK;
 }

@@ -37,8 +37,14 @@ enum { MP__GENERATION_BITS = 30, MP__SLOT_BITS = 33, MP__LEVELS = 6, MP__STATE_B
 /* In the low bits of a generation word. Which of the first a slot is, says its bit: used and plain is live. */
 typedef enum mp__slot_state { MP__SLOT_PLAIN = 0, MP__SLOT_PINNED, MP__SLOT_RETIRED, MP__SLOT_EXHAUSTED } mp__slot_state;
 
-/* The parts of the reservation, in order. Upper levels that are small stand whole before the first, which grows. */
-typedef enum mp__part { MP__PART_ITEMS = 0, MP__PART_GENERATIONS, MP__PART_PINS, MP__PART_USED, MP__PART_FULL, MP__PARTS } mp__part;
+/* The parts of the reservation, in order: each level is one. */
+typedef enum mp__part {
+    MP__PART_ITEMS = 0,
+    MP__PART_GENERATIONS,
+    MP__PART_PINS,
+    MP__PART_LEVELS,
+    MP__PARTS = MP__PART_LEVELS + MP__LEVELS
+} mp__part;
 
 struct mp_slab {
     mp__tenant tenant; /* first: the two are cast into each other */

@@ -135,7 +135,7 @@ static void a_refused_trim_makes_no_more_ready(void) {
     ledger books;
     ledger_open(&books);
     mp_slab_config config = plain_slab(&books, 1, 100000);
-    config.limit = 2 * 4096 + 2 * 5 * 4096 + 2 * 4096; /* 5120 generations and pins, but 8192 items */
+    config.limit = 2 * 4096 + 2 * 5 * 4096 + 3 * 4096; /* 5120 generations and pins, but 8192 items */
     mp_slab *slab = open_slab(&config);
     mp_handle *h = room_for(5121), extra = 0;
     new_items(slab, 5120, h);
@@ -169,7 +169,7 @@ static void fill_to_limit(size_t item_size, size_t limit) {
     mp_slab_stats s = figures(slab);
     CHECK(why.limit == limit && why.in_use == s.reserved && s.live == count && s.reserved == s.peak);
     CHECK(mp_account_used(account) == s.reserved && mp_account_peak(account) == s.reserved);
-    size_t need = whole_pages((count + 1) * item_size) + 2 * whole_pages((count + 1) * 4) + 2 * mp_page_size();
+    size_t need = whole_pages((count + 1) * item_size) + 2 * whole_pages((count + 1) * 4) + slab->n_levels * mp_page_size();
     CHECK_LT(limit, need);
     mp_slab_destroy(slab);
     mp_account_release(account);
@@ -391,6 +391,9 @@ static void fill_what_there_is(void *context) {
     (void)context;
     CHECK_EQ(setrlimit(RLIMIT_AS, &(struct rlimit){.rlim_cur = used + room, .rlim_max = used + room}), 0);
     mp_slab *slab = plain_one(64 * KIB, MP_NO_LIMIT);
+    CHECK_LT(figures(slab).address_space, (used + room) / 8); /* no more than its share */
+    mp_slab_destroy(slab);
+    slab = plain_one(64 * KIB, MILLION);
     mp_slab_stats s = figures(slab);
     CHECK(s.address_space > room / 10 && s.address_space < room * 3 / 4); /* the program keeps some for itself */
     while ((status = mp_slab_alloc(slab, &handle, NULL)) == MP_OK) continue;

@@ -28,7 +28,7 @@ cdef class _Blocks:
             behind = self.behind
             self.at, self.behind = stop, max(0, start - self.margin)
         if array._by_rows:
-            self._move(behind, start, stop, min(rows, stop + self.step))
+            self._move(behind, start, stop, min(rows, stop + self.step) if array._is_file else stop)
         if start >= stop:
             raise StopIteration
         return array._block(start, stop) if array._by_rows else array._block(0, -1)[start:stop]
@@ -43,4 +43,6 @@ cdef class _Blocks:
                 mp_mapping_advise(c, behind, start, MP_ADVICE_DONTNEED, &ignored)
             if start < stop:
                 mp_mapping_populate(c, start, stop)
+            if stop < ahead:
+                mp_mapping_prefetch(c, stop, ahead, &ignored)
         return 0

@@ -14,6 +14,13 @@
 
 # PyBUF_WRITABLE | PyBUF_ANY_CONTIGUOUS: how numpy.ndarray(buffer=...) asks.
 cdef int ASKED_BY_NDARRAY = 0x99
+
+
+cdef inline bint is_asked_by_ndarray(int flags) noexcept:
+    """It asks a second time if it cannot write."""
+    return flags | PyBUF_WRITABLE == ASKED_BY_NDARRAY
+
+
 cdef char *BYTES_FORMAT = "B"
 
 
@@ -195,7 +202,7 @@ cdef class Buffer:
                 view.obj = None
                 raise ValueError("buffer is released")
             holder = self._hold()
-            if flags == ASKED_BY_NDARRAY:
+            if is_asked_by_ndarray(flags):
                 self._flags |= KEPT
         fill_view(holder, view, flags)
 

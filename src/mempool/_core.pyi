@@ -223,7 +223,7 @@ class SlabAllocator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
 
-@disjoint_base
+@final
 class MappedArray:
     @property
     def dtype(self) -> np.dtype[Any]: ...

@@ -54,6 +54,7 @@ cdef class _MappingView:
         pass
 
 
+@cython.final
 @cython.no_gc_clear
 cdef class MappedArray:
     """An n-dimensional array in a file or in anonymous memory. Made by `open_array`, `create_array` and `anonymous_array`.
@@ -84,6 +85,8 @@ cdef class MappedArray:
     cdef bint _by_rows          # C order, at least one dimension
     cdef Py_ssize_t _row_bytes
     cdef bint _is_file
+    cdef object _kept           # the array that numpy.ndarray(buffer=...) was given: it keeps us, but not its export
+    cdef object _folder         # whose entry of a new file no flush has brought to the disk yet
     cdef readonly object dtype
     """The dtype of an element."""
     cdef readonly object path
@@ -256,7 +259,10 @@ cdef class MappedArray:
         self._block(0, -1)[index] = value
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        pass_buffer(self._block(0, -1), view, flags)
+        array = self._block(0, -1)
+        if is_asked_by_ndarray(flags):
+            self._kept = array
+        pass_buffer(array, view, flags)
 
     def __releasebuffer__(self, Py_buffer *view):
         pass
@@ -334,10 +340,12 @@ cdef class MappedArray:
         cdef int error = 0
         with nogil:
             status = mp_mapping_append(c, data, count, &binding, &error)
-        self._check_growth(status, error, binding, count)
+        self._check_growth(status, error, binding, count, count)
 
     cdef object _as_rows(self, object rows):
         """A C-contiguous array of whole rows."""
+        if rows is None:
+            raise TypeError("rows must be an array or what makes one, not None")
         given = rows if PyArray_Check(rows) else numpy_asarray(rows, dtype=self.dtype)
         if given.dtype != self.dtype:
             given = given.astype(self.dtype, casting="same_kind")
@@ -360,19 +368,20 @@ cdef class MappedArray:
         """
         cdef mp_mapping *c = self._growing("resize")
         cdef size_t count = to_extent(rows, "rows")
+        cdef npy_intp before = self._rows()
         cdef mp_account *binding = NULL
         cdef mp_status status
         cdef int error = 0
         with nogil:
             status = mp_mapping_resize(c, count, &binding, &error)
-        self._check_growth(status, error, binding, count)
+        self._check_growth(status, error, binding, count, count - <size_t>before if count > <size_t>before else 0)
 
-    cdef int _check_growth(self, mp_status status, int error, mp_account *binding, size_t rows) except -1:
+    cdef int _check_growth(self, mp_status status, int error, mp_account *binding, size_t rows, size_t more) except -1:
         if status == MP_OK:
             self._trace()
             return 0
         if status == MP_ERR_ACCOUNT:
-            raise _account_error(self._account(), binding, rows * self._row_bytes)
+            raise _account_error(self._account(), binding, more * self._row_bytes)
         if status == MP_ERR_FULL:
             raise ValueError(f"{self._name()} has addresses for {self.max_rows} rows only, and {rows} more, or in all, do not fit")
         if status == MP_ERR_INVALID:
@@ -410,7 +419,8 @@ cdef class MappedArray:
         start, stop : int or None
             Rows, as in a slice. With rows appended since the last flush all rows are written.
         wait : bool
-            True: when it returns the rows are on the disk, and then the header that tells of them. False: begin, and leave the header.
+            True: when it returns the rows are on the disk, and then the header that tells of them. False: leave it to the OS when to
+            write the rows, and leave the header.
 
         Raises
         ------
@@ -426,6 +436,9 @@ cdef class MappedArray:
         with nogil:
             status = mp_mapping_flush(c, first, last, waits, &error)
         self._check(status, error)
+        if waits and self._folder is not None:
+            need_npy().sync_folder(self._folder)
+            self._folder = None
 
     def advise(self, hint, start=None, stop=None):
         """Tell the OS how rows will be used.
@@ -540,7 +553,10 @@ cdef class MappedArray:
         if status == MP_ERR_CLOSED:
             raise ValueError(f"{self._name()} is closed")
         if status == MP_ERR_LOST:
-            raise MappingError(f"{self._name()} was truncated below {self._nbytes()} bytes; what was lost reads as zeros")
+            raise MappingError(
+                f"{self._name()} lost some of its {self._nbytes()} bytes, which read as zeros now: the file was truncated, "
+                "or the OS could not supply a page of it"
+            )
         if status == MP_ERR_OS:
             raise os_error(error, self.path)
         if status == MP_ERR_INVALID:

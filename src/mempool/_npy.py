@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 from numpy.lib import format as npy_format
 
-__all__ = ["dtype_from_descr", "header_bytes", "write_file"]
+__all__ = ["Draft", "dtype_from_descr", "header_bytes", "sync_folder"]
 
 MAGIC = b"\x93NUMPY"
 ALIGNMENT = 64
@@ -42,39 +42,65 @@ def header_bytes(dtype: numpy.dtype[Any], shape: tuple[int, ...], order: str) ->
     return MAGIC + bytes(version) + length.to_bytes(width, "little") + content.ljust(length - 1) + b"\n"
 
 
-def write_file(path: str | bytes, header: bytes, size: int, overwrite: bool) -> None:
-    """Make a sparse file of `size` bytes that begins with the header. Where it fails, nothing is left of it."""
-    target = os.path.realpath(os.fsdecode(path))
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not overwrite and os.path.exists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-    folder, name = os.path.split(target)
-    draft = os.path.join(folder, f".{name[:64]}.{token_hex(8)}.tmp")
-    try:
-        _write(draft, header, size)
-        _place(draft, target, overwrite)
-    except OSError as error:
-        error.filename, error.filename2 = path, None  # what the caller knows
-        raise
-    finally:
+class Draft:
+    """A sparse file of `size` bytes that begins with the header, under a name of its own until `place` gives it the one it shall have."""
+
+    def __init__(self, path: str | bytes, header: bytes, size: int, overwrite: bool) -> None:
+        self.path, self.overwrite = path, overwrite
+        self.target = os.path.realpath(os.fsdecode(path))
+        self.folder, name = os.path.split(self.target)
+        if os.path.isdir(self.target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not overwrite and os.path.lexists(self.target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self.draft = self.where = os.path.join(self.folder, f".{name[:64]}.{token_hex(8)}.tmp")
+        try:
+            self._write(header, size)
+        except OSError as error:
+            self.discard()
+            raise self._error(error) from None
+
+    def _write(self, header: bytes, size: int) -> None:
+        with open(self.draft, "xb") as file:
+            file.write(header)
+            file.truncate(size)
+
+    def _error(self, error: OSError) -> OSError:
+        """The same with the path that the caller knows."""
+        return OSError(error.errno, error.strerror, self.path)
+
+    def place(self) -> None:
+        """Give the file its name. Who maps the one that had it keeps that."""
+        try:
+            if self.overwrite:
+                os.replace(self.draft, self.target)
+            else:
+                self._link()
+        except OSError as error:
+            raise self._error(error) from None
+        self.where = self.target
+
+    def _link(self) -> None:
+        """Unlike a rename, never over a file that came meanwhile."""
+        try:
+            os.link(self.draft, self.target)
+        except FileExistsError:
+            raise
+        except OSError:
+            os.rename(self.draft, self.target)  # a file system without hard links
+
+    def discard(self) -> None:
+        """Remove what is left of the draft."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
+            os.unlink(self.draft)
 
 
-def _write(path: str, header: bytes, size: int) -> None:
-    with open(path, "xb") as file:
-        file.write(header)
-        file.truncate(size)
-
-
-def _place(draft: str, target: str, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(draft, target)  # who maps the old file keeps it
+def sync_folder(folder: str) -> None:
+    """Bring the names in a folder to the disk, where the OS lets folders be opened."""
+    if os.name == "nt":
         return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.link(draft, target)  # unlike a rename, never over a file that came meanwhile
-    except FileExistsError:
-        raise
-    except OSError:
-        os.rename(draft, target)  # a file system without hard links
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

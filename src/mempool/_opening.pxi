@@ -283,7 +283,7 @@ cdef object header_dtype(mp_npy *found, bytes header, object path):
     except MemoryError:
         raise
     except Exception as error:
-        raise MappingError(f"{path!r} has a header of a dtype that cannot be mapped, {shown(text)}: {error}") from None
+        raise MappingError(f"{path!r} has a header of a dtype that cannot be mapped, {text[:200]}: {error}") from None
     return dtype
 
 
@@ -355,13 +355,27 @@ def create_array(path, shape, dtype, *, order="C", overwrite=False):
     size = content.offset + content_bytes(content)
     if size > MOST_BYTES:
         raise ValueError(f"a file of {size} bytes is too large")
-    need_npy().write_file(path, content.header, size, replaces)
-    file = _os_open(path, OPEN_FLAGS["r+"] | OPEN_ALWAYS)
+    draft = need_npy().Draft(path, content.header, size, replaces)
     try:
-        return map_file(content, file, path, "w+", True)
+        return place_array(content, draft, path)
+    finally:
+        draft.discard()
+
+
+cdef object place_array(_Content content, object draft, object path):
+    """Mapped first and named last, so that a failure leaves nothing behind; an open file of Windows cannot be renamed."""
+    if ON_WINDOWS:
+        draft.place()
+    file = _os_open(draft.where, OPEN_FLAGS["r+"] | OPEN_ALWAYS)
+    try:
+        array = map_file(content, file, path, "w+", True)
     except:
         _os.close(file)
         raise
+    if not ON_WINDOWS:
+        draft.place()
+    (<MappedArray>array)._folder = draft.folder
+    return array
 
 
 def anonymous_array(shape, dtype, *, max_rows=None, bint shared=False):

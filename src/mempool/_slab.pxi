@@ -104,6 +104,7 @@ cdef class SlabAllocator:
     cdef size_t _wanted  # max_items as given
     cdef uintptr_t _base
     cdef bint _closed
+    cdef object _kept  # the array that numpy.ndarray(buffer=slab) was given: it keeps the slab, but not its export
     cdef readonly str name
     """Its name in reports."""
     cdef readonly Account account
@@ -401,7 +402,8 @@ cdef class SlabAllocator:
 
         Its shape is ``(slots,)`` of `dtype`, or ``(slots, item_size)`` of uint8. It stays valid, at the same address, as the slab
         grows, and after `close`; an array of later sees more slots. It is a view of a live structure: the content of a slot
-        changes with its items. Slots that `trim` gave back read as zeros; what is written to slots that are not allocated is lost.
+        changes with its items. Slots that `trim` gave back read as zeros; what is written to slots that are not allocated is there for
+        the next item, or lost with a trim.
         """
         cdef _SlabView view = _SlabView.__new__(_SlabView)
         cdef npy_intp dims[2]
@@ -417,7 +419,10 @@ cdef class SlabAllocator:
         return array_on(view, view.data, self.dtype, 1, dims, NPY_ARRAY_CARRAY)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        pass_buffer(self.array, view, flags)
+        array = self.array
+        if is_asked_by_ndarray(flags):
+            self._kept = array
+        pass_buffer(array, view, flags)
 
     def __releasebuffer__(self, Py_buffer *view):
         pass
