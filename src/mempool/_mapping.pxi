@@ -19,9 +19,15 @@ cdef dict ADVICE = {
     "nohugepage": MP_ADVICE_NOHUGEPAGE,
 }
 
-# Charged for all arrays of a kind: one account each would cost more than to open a file.
-cdef Account _mapped_files = Account("mapped files", parent=_root)
-cdef Account _anonymous_arrays = Account("anonymous arrays", parent=_root)
+# Charged for all arrays of a kind, from the first on: one account each would cost more than to open a file.
+cdef dict _array_accounts = {}
+
+
+cdef Account array_account(str name):
+    account = _array_accounts.get(name)
+    if account is None:
+        account = _array_accounts.setdefault(name, Account(name))  # atomic: of two threads one wins
+    return <Account>account
 
 
 @cython.final
@@ -390,7 +396,7 @@ cdef class MappedArray:
         return 0
 
     cdef Account _account(self):
-        return _mapped_files if self._is_file else _anonymous_arrays
+        return array_account("mapped files" if self._is_file else "anonymous arrays")
 
     cdef void _trace(self) noexcept:
         cdef mp_mapping_state state
