@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,10 @@ def draw_all(reports: Sequence[Report], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    drawers = {
-        "break_even": draw_break_even,
-        "lease": draw_lease,
-        "read": draw_read,
-        "window": draw_window,
-        "files": draw_files,
-        "slab": draw_slab,
-        "mapped": draw_mapped,
-    }
     written = []
     for report in reports:
-        if report.curves and report.name in drawers:
-            written.append(drawers[report.name](report, folder / f"{report.name}.png"))
+        if report.curves and report.name in DRAWERS:
+            written.append(DRAWERS[report.name](report, folder / f"{report.name}.png"))
     return written
 
 
@@ -189,7 +180,7 @@ def draw_slab(report: Report, path: Path) -> Path:
     left.set_xlabel("items at once: allocated, then freed")
     names = list(memory)[::-1]
     values = [memory[name][0][1] for name in names]
-    bars = right.barh(names, values, color=[LOOKS[name]["color"] for name in names])
+    bars = right.barh(names, values, color=[LOOKS.get(name, LOOKS["mempool"])["color"] for name in names])
     right.bar_label(bars, [f"{value:.0f} B" for value in values], padding=4, fontsize=9)
     right.margins(x=0.15)
     right.set_xlabel("bytes of process memory (USS), a record of 32 bytes with its handle")
@@ -218,3 +209,14 @@ def draw_mapped(report: Report, path: Path) -> Path:
             axis.set_yscale("linear")
             axis.set_ylim(bottom=0)
     return save(figure, path)
+
+
+DRAWERS: dict[str, Callable[[Report, Path], Path]] = {
+    "break_even": draw_break_even,
+    "lease": draw_lease,
+    "read": draw_read,
+    "window": draw_window,
+    "files": draw_files,
+    "slab": draw_slab,
+    "mapped": draw_mapped,
+}

@@ -1,6 +1,6 @@
 """The benchmark's command line: every table in a process of its own, one table at the end.
 
-Run ``python -m benchmarks`` from the repository root, or this file. ``--quick`` takes some twenty
+Run ``python -m benchmarks`` from the repository root, or this file. ``--quick`` takes some thirty
 seconds, ``--only NAME`` runs one table (and may be given more than once). A missed target is
 printed, never an error: only a wrong content or a table that cannot run makes the exit status 1.
 """
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a fast check, about 20 seconds")
+    parser.add_argument("--quick", action="store_true", help="a fast check, about 30 seconds")
     parser.add_argument("--only", action="append", choices=list(TABLES), metavar="NAME", help=", ".join(TABLES))
     parser.add_argument(
         "--out",
