@@ -12,6 +12,8 @@
 #include "internal.h"
 #include "mapping_types.h"
 
+enum { WORTH_A_CALL = 64 << 10 };
+
 static size_t row_end(const mp_mapping *mapping, size_t rows) { return mapping->skew + rows * mapping->row_bytes; }
 
 static uint64_t file_end(const mp_mapping *mapping, size_t rows) { return mapping->offset + (uint64_t)rows * mapping->row_bytes; }
@@ -48,7 +50,9 @@ mp_status mp__file_append(mp_mapping *mapping, const void *data, size_t rows, in
     uint64_t end = file_end(mapping, mapping->rows);
     mp_status status = mp__os_file_stat(mapping->file, &found, error);
     if (status != MP_OK) return status;
-    status = mp__os_file_write(mapping->file, end, data, rows * mapping->row_bytes, error);
+    size_t nbytes = rows * mapping->row_bytes;
+    if (nbytes >= WORTH_A_CALL) mp__os_file_set_aside(mapping->file, end, nbytes);
+    status = mp__os_file_write(mapping->file, end, data, nbytes, error);
     if (status == MP_OK) status = reveal(mapping, mapping->rows + rows, error);
     if (status != MP_OK && found.size == end) restore_size(mapping, end);
     return status;

@@ -52,6 +52,14 @@ static void anonymous_shrink(mp_mapping *mapping, size_t rows) {
     if (page_end < before) mp__os_zero(mapping->base + page_end, mp__pages(before) - page_end, mapping->shared);
 }
 
+/* Rows that went and come again are zero, whatever a view wrote there meanwhile. Behind `used` nobody ever was. */
+static void clear_again(mp_mapping *mapping, size_t rows, size_t used) {
+    size_t start = bytes_of(mapping, mapping->rows), stop = bytes_of(mapping, rows), page_start = mp__pages(start);
+    if (stop > used) stop = used;
+    if (start < stop) memset(mapping->base + start, 0, (page_start < stop ? page_start : stop) - start);
+    if (page_start < stop) mp__os_zero(mapping->base + page_start, mp__pages(stop) - page_start, false);
+}
+
 /* ---- both ---- */
 
 static mp_status may_become(mp_mapping *mapping, size_t rows) {
@@ -67,10 +75,12 @@ static mp_status extend(mp_mapping *mapping, const void *data, size_t rows, int 
     if (mapping->is_file) {
         return data != NULL ? mp__file_append(mapping, data, more, error) : mp__file_grow(mapping, rows, error);
     }
+    size_t nbytes = bytes_of(mapping, more), used = mapping->extent;
     mp_status status = anonymous_grow(mapping, rows);
-    size_t nbytes = bytes_of(mapping, more);
-    if (status == MP_OK && data != NULL && nbytes > 0) memcpy(mapping->base + bytes_of(mapping, mapping->rows), data, nbytes);
-    return status;
+    if (status != MP_OK || nbytes == 0) return status;
+    if (data != NULL) memcpy(mapping->base + bytes_of(mapping, mapping->rows), data, nbytes);
+    else if (!mapping->shared) clear_again(mapping, rows, used); /* shared, another process may have rows there already */
+    return MP_OK;
 }
 
 /* With `data`, these are the new rows; without, they are zero. */

@@ -26,7 +26,7 @@
 
 enum {
     MAGIC = 6,         /* bytes of the magic; behind them the version, and the length in 2 or 4 bytes */
-    LONGEST = 1 << 24, /* NumPy writes some 30 bytes for a field; a forged length of 4 GiB must not cost the caller 4 GiB */
+    LONGEST = 1 << 20, /* NumPy writes some 30 bytes for a field; a forged length of 4 GiB must not cost the caller 4 GiB */
     DEEPEST = 32,      /* a dtype within a dtype takes two brackets */
     MOST_DIGITS = 20,  /* of a number of 64 bits */
     END = -1,
@@ -272,7 +272,7 @@ mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out) {
     size_t start = text_start(out->major);
     if (size < start) return fail(out, too_short);
     size_t length = little_endian(bytes + MAGIC + 2, start - MAGIC - 2);
-    if (length > LONGEST - start) return fail(out, "the header is longer than 16 MiB");
+    if (length > LONGEST - start) return fail(out, "the header is longer than 1 MiB");
     out->data_offset = start + length;
     return MP_OK;
 }

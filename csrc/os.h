@@ -59,6 +59,8 @@ mp_status mp__os_file_stat(int file, mp__file_stat *out, int *error);
 mp_status mp__os_file_read(int file, uint64_t at, void *data, size_t *size, int *error);
 /* All of it, or an error after a part of it. */
 mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size, int *error);
+/* Have the disk set room aside for what will be written there; the file becomes no longer. Best effort. */
+void mp__os_file_set_aside(int file, uint64_t at, size_t size);
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error);
 /* What was written, and the length, are on the disk when it returns. */
 mp_status mp__os_file_sync(int file, int *error);

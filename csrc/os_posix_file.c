@@ -85,6 +85,17 @@ mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size
     return MP_OK;
 }
 
+/* One decision about where on the disk instead of one a page. */
+void mp__os_file_set_aside(int file, uint64_t at, size_t size) {
+#if defined(__linux__) && defined(FALLOC_FL_KEEP_SIZE)
+    (void)fallocate(file, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)size); /* not every file system can */
+#else
+    (void)file;
+    (void)at;
+    (void)size;
+#endif
+}
+
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error) {
     while (ftruncate(file, (off_t)size) != 0) {
         if (errno != EINTR) return failed(error);

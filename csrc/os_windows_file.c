@@ -89,6 +89,12 @@ mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size
     return MP_OK;
 }
 
+void mp__os_file_set_aside(int file, uint64_t at, size_t size) {
+    (void)file;
+    (void)at;
+    (void)size;
+}
+
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error) {
     FILE_END_OF_FILE_INFO end = {.EndOfFile = {.QuadPart = (LONGLONG)size}};
     return SetFileInformationByHandle(handle_of(file), FileEndOfFileInfo, &end, sizeof end) ? MP_OK : failed(error);

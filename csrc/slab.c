@@ -266,17 +266,24 @@ static bool free_one(mp_slab *slab, mp_handle handle) {
     return true;
 }
 
-/* Takes back what free_one did a moment ago, under the same lock. */
-static void restore_one(mp_slab *slab, mp_handle handle) {
+/* What the caller may change while we read it is read once. */
+static mp_handle read_once(const mp_handle *handle) { return *(const volatile mp_handle *)handle; }
+
+/* Takes back what free_one did a moment ago, under the same lock. If another thread has written other handles into the list since, that
+ * may be nothing, and the item stays freed; false then. */
+static bool restore_one(mp_slab *slab, mp_handle handle) {
     size_t slot = mp__handle_slot(handle);
-    uint32_t generation = mp__handle_generation(slab, handle, slot);
-    switch (mp__slot_state_of(slab, slot)) {
-    case MP__SLOT_EXHAUSTED: slab->exhausted--; break;
-    case MP__SLOT_RETIRED: slab->retired--; break;
-    default: mp__slot_take(slab, slot / 64, (uint64_t)1 << slot % 64);
-    }
+    if (slot >= slab->slots) return false;
+    uint32_t generation = mp__handle_generation(slab, handle, slot), now = mp__slot_generation(slab, slot);
+    mp__slot_state state = mp__slot_state_of(slab, slot);
+    bool waits = state == MP__SLOT_RETIRED || state == MP__SLOT_EXHAUSTED;
+    if (now != generation + (state != MP__SLOT_EXHAUSTED) || waits != mp__slot_is_used(slab, slot)) return false;
+    if (state == MP__SLOT_EXHAUSTED) slab->exhausted--;
+    else if (state == MP__SLOT_RETIRED) slab->retired--;
+    else mp__slot_take(slab, slot / 64, (uint64_t)1 << slot % 64);
     mp__slot_put(slab, slot, generation, slab->pins[slot] > 0 ? MP__SLOT_PINNED : MP__SLOT_PLAIN);
     slab->live++;
+    return true;
 }
 
 mp_status mp_slab_free(mp_slab *slab, mp_handle handle) {
@@ -289,14 +296,15 @@ mp_status mp_slab_free(mp_slab *slab, mp_handle handle) {
 
 /* Live items at the front of the list that share a word of `used`, which is then written once. The first may need free_one. */
 static size_t free_neighbours(mp_slab *slab, const mp_handle *handles, size_t count) {
-    size_t word = mp__handle_slot(handles[0]) / 64, n = 0;
-    if (word * 64 >= slab->slots) return 0;
+    size_t word = mp__handle_slot(read_once(handles)) / 64, n = 0;
+    if (word >= (slab->slots + 63) / 64) return 0;
     uint64_t before = slab->levels[0][word], bits = before;
     for (; n < count; n++) {
-        size_t slot = mp__handle_slot(handles[n]);
+        mp_handle handle = read_once(handles + n);
+        size_t slot = mp__handle_slot(handle);
         uint64_t bit = (uint64_t)1 << slot % 64;
         if (slot / 64 != word || !(bits & bit)) break;
-        uint32_t generation = mp__handle_generation(slab, handles[n], slot);
+        uint32_t generation = mp__handle_generation(slab, handle, slot);
         if (slab->generations[slot] != generation << MP__STATE_BITS || generation == MP__GENERATIONS - 1) break;
         mp__slot_put(slab, slot, generation + 1, MP__SLOT_PLAIN);
         bits ^= bit;
@@ -314,15 +322,15 @@ mp_status mp_slab_free_many(mp_slab *slab, const mp_handle *handles, size_t coun
     size_t n = 0;
     while (status == MP_OK && n < count) {
         size_t freed = free_neighbours(slab, handles + n, count - n);
-        if (freed == 0 && !free_one(slab, handles[n])) break;
+        if (freed == 0 && !free_one(slab, read_once(handles + n))) break;
         n += freed > 0 ? freed : 1;
     }
     if (status == MP_OK && n < count) {
         *bad = n;
         status = MP_ERR_STALE;
-        while (n > 0) restore_one(slab, handles[--n]);
+        for (size_t i = 0; i < *bad; i++) n -= restore_one(slab, read_once(handles + i));
     }
-    if (status == MP_OK) slab->frees += count;
+    slab->frees += n; /* on failure 0 */
     mp__spin_unlock(&slab->spin);
     return status;
 }
@@ -342,7 +350,7 @@ mp_status mp_slab_find(mp_slab *slab, const mp_handle *handles, size_t count, pt
     mp_status status = slab->closed ? MP_ERR_CLOSED : MP_OK;
     size_t slot = 0;
     for (size_t i = 0; status == MP_OK && i < count; i++) {
-        if (mp__slot_find(slab, handles[i], &slot)) {
+        if (mp__slot_find(slab, read_once(handles + i), &slot)) {
             out[i] = (ptrdiff_t)slot;
         } else {
             *bad = i;

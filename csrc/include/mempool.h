@@ -275,7 +275,7 @@ typedef struct mp_npy {
 
 /* Length of the whole header, from its first `size` bytes, of which MP_NPY_PREAMBLE are enough; a shorter file may be tried too.
  * MP_ERR_INVALID if this is no .npy file of version 1.0, 2.0 or 3.0 (major and minor say which it is instead), or if the header is
- * longer than 16 MiB. */
+ * longer than 1 MiB. */
 MP_API mp_status mp_npy_measure(const char *bytes, size_t size, mp_npy *out);
 /* Reads the whole header, `size` == data_offset. Nothing is evaluated. Long integers as Python 2 wrote them lose their L in place.
  * MP_ERR_INVALID if anything else stands there than a header; then only `problem` is set. */

@@ -6,7 +6,7 @@
 #include "include/mempool.h"
 #include "tests/check.h"
 
-enum { LONGEST = 1 << 24, MOST_TEXT = 8192 };
+enum { LONGEST = 1 << 20, MOST_TEXT = 8192 };
 
 typedef struct file {
     char *bytes;

@@ -297,7 +297,7 @@ static void the_first_bytes_tell_the_length(void) {
             for (size_t k = 8; k < start; k++) first[k] = (char)(length >> (8 * (k - 8)) & 255);
             for (size_t size = 0; size < start; size++) check_measure(first, size, "the file is too short to be a .npy file");
             if (start + length > LONGEST) {
-                check_measure(first, start, "the header is longer than 16 MiB");
+                check_measure(first, start, "the header is longer than 1 MiB");
             } else {
                 CHECK_EQ(mp_npy_measure(first, start, &header), MP_OK);
                 CHECK_EQ(header.data_offset, start + length);

@@ -24,11 +24,11 @@ cdef class _Blocks:
         cdef Py_ssize_t start, stop, rows = array._rows(), behind
         with cython.critical_section(self):
             start = self.at
-            stop = min(rows, start + self.step) if start < rows else start
+            stop = start + min(self.step, max(0, rows - start))
             behind = self.behind
             self.at, self.behind = stop, max(0, start - self.margin)
         if array._by_rows:
-            self._move(behind, start, stop, min(rows, stop + self.step) if array._is_file else stop)
+            self._move(behind, start, stop, stop + min(self.step, rows - stop) if array._is_file and stop < rows else stop)
         if start >= stop:
             raise StopIteration
         return array._block(start, stop) if array._by_rows else array._block(0, -1)[start:stop]

@@ -52,6 +52,8 @@ cdef extern from "Python.h":
     Py_ssize_t refcount "Py_REFCNT"(PyObject *)
     # -1 with an exception set for what does not fit; the caller looks.
     Py_ssize_t as_ssize "PyLong_AsSsize_t"(object) noexcept
+    PyObject *new_int "PyLong_FromLongLong"(long long) noexcept  # NULL with an exception set; the caller looks
+    int64_t as_int64 "PyLong_AsLongLongAndOverflow"(object, int *overflow) except? -1
     int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept
 
 cdef extern from *:

@@ -9,6 +9,8 @@ from os import name as _os_name, strerror as _strerror
 from mempool.errors import MappingError
 
 cdef bint ON_WINDOWS = _os_name == "nt"
+# Numbers of a higher kind do not become ones of a lower without being told to.
+cdef dict KIND_RANK = {"b": 1, "i": 2, "u": 2, "f": 3, "c": 4}
 cdef dict ADVICE = {
     "normal": MP_ADVICE_NORMAL,
     "sequential": MP_ADVICE_SEQUENTIAL,
@@ -91,6 +93,7 @@ cdef class MappedArray:
     cdef bint _by_rows          # C order, at least one dimension
     cdef Py_ssize_t _row_bytes
     cdef bint _is_file
+    cdef bint _header_inside    # the file's header is not its beginning: it cannot be written
     cdef object _kept           # the array that numpy.ndarray(buffer=...) was given: it keeps us, but not its export
     cdef object _folder         # whose entry of a new file no flush has brought to the disk yet
     cdef readonly object dtype
@@ -152,6 +155,7 @@ cdef class MappedArray:
     @property
     def itemsize(self):
         """Bytes of an element."""
+        self._ready()
         return PyDataType_ELSIZE(<PyArray_Descr *><PyObject *>self.dtype)
 
     @property
@@ -311,6 +315,8 @@ cdef class MappedArray:
             return "it has no dimension"
         if not self._by_rows:
             return "it is in Fortran order, where rows lie in no one place"
+        if self._header_inside:
+            return "its header lies within the file, where it is left alone"
         return None
 
     cdef mp_mapping *_growing(self, str what) except NULL:
@@ -352,9 +358,9 @@ cdef class MappedArray:
         """A C-contiguous array of whole rows."""
         if rows is None:
             raise TypeError("rows must be an array or what makes one, not None")
-        given = rows if PyArray_Check(rows) else numpy_asarray(rows, dtype=self.dtype)
+        given = numpy_asarray(rows)
         if given.dtype != self.dtype:
-            given = given.astype(self.dtype, casting="same_kind")
+            given = self._cast(rows, given)
         tail = self.shape[1:]
         if given.shape == tail:
             given = given.reshape(1, *tail)
@@ -362,8 +368,16 @@ cdef class MappedArray:
             raise ValueError(f"rows of shape {tail} are needed, not {given.shape}")
         return numpy_asarray(given, order="C")
 
+    cdef object _cast(self, object rows, object given):
+        """Numbers become numbers of the same kind; what else there is becomes what NumPy makes of it."""
+        if PyArray_Check(rows) or KIND_RANK.get(given.dtype.kind, 0) > KIND_RANK.get(self.dtype.kind, 9) and given.size:
+            return given.astype(self.dtype, casting="same_kind")
+        return numpy_asarray(rows, dtype=self.dtype)
+
     def resize(self, rows):
         """Have so many rows. New ones are zero; arrays over rows that went read zeros, or what comes there later.
+
+        In memory shared with forked processes new rows are what those have put there, zeros if nothing.
 
         Raises
         ------

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import errno
 import os
+import stat
 from secrets import token_hex
 from typing import Any
 
@@ -48,12 +49,12 @@ class Draft:
     def __init__(self, path: str | bytes, header: bytes, size: int, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
         self.target = os.path.realpath(os.fsdecode(path))
-        self.folder, name = os.path.split(self.target)
+        self.folder = os.path.dirname(self.target)
         if os.path.isdir(self.target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not overwrite and os.path.lexists(self.target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        self.draft = self.where = os.path.join(self.folder, f".{name[:64]}.{token_hex(8)}.tmp")
+        self.draft = self.where = os.path.join(self.folder, f".mempool-{token_hex(8)}.tmp")
         try:
             self._write(header, size)
         except OSError as error:
@@ -64,6 +65,9 @@ class Draft:
         with open(self.draft, "xb") as file:
             file.write(header)
             file.truncate(size)
+        if self.overwrite:
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(self.draft, stat.S_IMODE(os.stat(self.target).st_mode))
 
     def _error(self, error: OSError) -> OSError:
         """The same with the path that the caller knows."""

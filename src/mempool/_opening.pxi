@@ -305,15 +305,23 @@ cdef object open_new(object path, _Content content, object size):
     except FileExistsError:
         file, made = _os_open(path, OPEN_FLAGS["w+"] | OPEN_ALWAYS, 0o666), False
     try:
-        _os.truncate(file, max(size, regular_size(file, path)))
-        _os.truncate(file, 0)
-        _os.truncate(file, size)
-        return map_file(content, file, path, "w+", True)
+        before = regular_size(file, path)
+        if before < size:
+            _os.truncate(file, size)
+        try:
+            array = map_file(content, file, path, "w+", True)
+        except:
+            _os.truncate(file, before)
+            raise
     except:
         _os.close(file)
         if made:
             _os.unlink(path)
         raise
+    # Nothing views it yet: what was there can go, and it cannot fail.
+    _os.truncate(file, 0)
+    _os.truncate(file, size)
+    return array
 
 
 def create_array(path, shape, dtype, *, order="C", overwrite=False):
@@ -357,9 +365,10 @@ def create_array(path, shape, dtype, *, order="C", overwrite=False):
         raise ValueError(f"a file of {size} bytes is too large")
     draft = need_npy().Draft(path, content.header, size, replaces)
     try:
-        return place_array(content, draft, path)
+        array = place_array(content, draft, path)
     finally:
         draft.discard()
+    return array
 
 
 cdef object place_array(_Content content, object draft, object path):
@@ -378,7 +387,7 @@ cdef object place_array(_Content content, object draft, object path):
     return array
 
 
-def anonymous_array(shape, dtype, *, max_rows=None, bint shared=False):
+def anonymous_array(shape, dtype, *, max_rows=None, shared=False):
     """Map an array of zeros that is in no file.
 
     Parameters
@@ -415,7 +424,7 @@ def anonymous_array(shape, dtype, *, max_rows=None, bint shared=False):
         raise ValueError(f"max_rows {most} is less than the {rows} rows to begin with")
     config.file = -1
     config.max_rows = most
-    config.shared = shared
+    config.shared = check_bool(shared, "shared")
     config.fresh = True
     return map_content(content, &config, None, "w+")
 
@@ -462,6 +471,7 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
     array.mode = mode
     array._is_file = config.file >= 0
     array._by_rows = content.ndim > 0 and not is_fortran(content)
+    array._header_inside = content.header is not None and not content.header_first
     array._row_bytes = row_bytes(content) if array._by_rows else content_bytes(content)
     config.row_bytes = array._row_bytes
     config.rows = content.dims[0] if array._by_rows else 1

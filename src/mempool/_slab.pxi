@@ -180,8 +180,18 @@ cdef class SlabAllocator:
         """
         cdef mp_handle handle
         if self._c is not NULL and mp_slab_alloc_ready(self._c, &handle):
-            return handle
+            return self._hand_out(handle)
         return self._alloc_slowly()
+
+    cdef inline object _hand_out(self, mp_handle handle):
+        """Without memory for the int nobody would have the item."""
+        cdef PyObject *number = new_int(handle)
+        if number is NULL:
+            mp_slab_free(self._c, handle)
+            fail()
+        result = <object>number
+        Py_DECREF(result)
+        return result
 
     cdef object _alloc_slowly(self):
         cdef mp_slab *c = self._ready()
@@ -192,7 +202,7 @@ cdef class SlabAllocator:
             status = mp_slab_alloc(c, &handle, &shortage)
         self._check(status, 1, &shortage)
         self._trace()
-        return handle
+        return self._hand_out(handle)
 
     cdef int _check(self, mp_status status, size_t count, mp_shortage *shortage) except -1:
         if status == MP_OK:
@@ -216,7 +226,7 @@ cdef class SlabAllocator:
         with nogil:
             mp_slab_stats_read(self._c, &stats)
         used = stats.live + stats.retired + stats.exhausted
-        why = "max_items is" if stats.max_items == self._wanted else "the OS granted addresses for"
+        why = "max_items is" if stats.max_items == self._wanted else "addresses are reserved for"
         return self._exhausted(
             count, f"{used} are used, {why} {stats.max_items}", used * self._item_size, stats.max_items * self._item_size
         )
@@ -259,7 +269,7 @@ cdef class SlabAllocator:
         PoolExhausted, AccountLimitExceeded
             As `alloc`; then nothing was allocated.
         """
-        cdef npy_intp count = to_extent(n, "n")
+        cdef npy_intp count = _count_to_c(n, "n")
         cdef mp_slab_stats stats
         cdef mp_shortage shortage
         cdef mp_status status
@@ -299,11 +309,12 @@ cdef class SlabAllocator:
         with nogil:
             status = mp_slab_free_many(c, data, count, &bad)
         if status != MP_OK:
-            raise self._stale_at(status, array, bad)
+            raise self._stale_at(status, handles, bad)
 
-    cdef object _stale_at(self, mp_status status, object array, size_t bad):
+    cdef object _stale_at(self, mp_status status, object handles, size_t bad):
         if status == MP_ERR_CLOSED:
             return self._stale(status, None)
+        array = numpy_asarray(handles)  # as given: the int64 of a larger number is another one
         handle = array.reshape(-1)[bad].item()
         return StaleHandle(
             f"handle {handle}, number {bad} of {array.size}, is no item of slab {self.name!r}: freed, foreign, made up, or there twice"
@@ -338,7 +349,7 @@ cdef class SlabAllocator:
         with nogil:
             status = mp_slab_find(c, data, count, found, &bad)
         if status != MP_OK:
-            raise self._stale_at(status, array, bad)
+            raise self._stale_at(status, handles, bad)
         return out
 
     cdef _ItemView _pin(self, object handle):
@@ -368,19 +379,23 @@ cdef class SlabAllocator:
 
     def __setitem__(self, handle, value):
         if not is_one_handle(handle):
-            self.array[self.indices(handle)] = value
+            values = self._as_items(value)  # may run Python, which may free items, so that comes first
+            self.array[self.indices(handle)] = values
         elif self.dtype is None:
             set_slice(self._item(handle), value)
         else:
             self._item(handle)[...] = value
 
+    cdef object _as_items(self, object value):
+        array = numpy_asarray(value) if PyArray_Check(value) else numpy_asarray(value, dtype=self.dtype)
+        return array.astype("u1" if self.dtype is None else self.dtype) if array.dtype.hasobject else array
+
     def __delitem__(self, handle):
         raise TypeError("items of a slab are freed with free()")
 
     def __contains__(self, handle):
-        if not is_one_handle(handle):
-            return False
-        return mp_slab_has(self._open(), to_handle(handle))
+        cdef mp_slab *c = self._open()
+        return is_one_handle(handle) and mp_slab_has(c, to_handle(handle))
 
     def __len__(self):
         return mp_slab_length(self._open())
@@ -535,34 +550,38 @@ cdef size_t item_bytes(object item) except 0:
 cdef size_t most_items(object value) except 0:
     if value is None:
         return MP_NO_LIMIT
-    cdef Py_ssize_t most = to_extent(value, "max_items")
+    cdef size_t most = _count_to_c(value, "max_items")
     if most == 0:
         raise ValueError("max_items must be more than 0")
-    return <size_t>most
+    return most
 
 
-cdef bint is_one_handle(object handle) noexcept:
-    # Arrays of integers of any length have __index__ too.
-    return PyLong_CheckExact(handle) or (PyIndex_Check(handle) and not (_numpy_ready and PyArray_Check(handle)))
+cdef bint is_one_handle(object handle) except -1:
+    """Arrays of integers have __index__ too; those without a dimension are one handle."""
+    if PyLong_CheckExact(handle):
+        return True
+    if not PyIndex_Check(handle):
+        return False
+    need_numpy()
+    return not PyArray_Check(handle) or PyArray_NDIM(<PyArrayObject *><PyObject *>handle) == 0
 
 
 cdef mp_handle to_handle(object handle) except? -1:
     """-1, which is nobody's, for what is no int64."""
+    cdef int overflow = 0
     cdef mp_handle value
-    if not PyIndex_Check(handle):
-        raise TypeError(f"a handle must be an int, not {handle!r}")
-    try:
-        value = handle
-    except OverflowError:
-        value = -1
-    return value
+    if not PyLong_CheckExact(handle):
+        if not PyIndex_Check(handle):
+            raise TypeError(f"a handle must be an int, not {handle!r}")
+        handle = handle.__index__()
+    value = as_int64(handle, &overflow)
+    return value if overflow == 0 else -1
 
 
 cdef object as_handles(object handles):
     """An int64 array, C-contiguous."""
     need_numpy()
-    if not PyArray_Check(handles):
-        handles = numpy_asarray(handles)
+    handles = numpy_asarray(handles)
     cdef PyArrayObject *array = <PyArrayObject *><PyObject *>handles
     if PyArray_SIZE(array) > 0 and handles.dtype.kind not in "iu":
         raise TypeError(f"handles must be int64, not {handles.dtype}")
