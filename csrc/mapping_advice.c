@@ -71,6 +71,25 @@ void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop) {
     mp_mapping_unview(mapping);
 }
 
+/* The first, the middle and the last page. */
+static bool is_cached(span pages) {
+    size_t page = mp__os_page_size(), middle = pages.size / 2 & ~(page - 1), sample[] = {0, middle, pages.size - page};
+    for (size_t i = 0; i < 3; i++) {
+        size_t found = 0;
+        int ignored;
+        if (mp__os_resident(pages.start + sample[i], page, &found, &ignored) != MP_OK || found == 0) return false;
+    }
+    return true;
+}
+
+void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop) {
+    span pages;
+    int ignored;
+    if (pin(mapping, start, stop, false, &pages) != MP_OK) return;
+    if (pages.size > 0 && mapping->is_file && !is_cached(pages)) (void)mp__os_prefetch(pages.start, pages.size, &ignored);
+    mp_mapping_unview(mapping);
+}
+
 mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error) {
     span all;
     mp_status status = pin_all(mapping, &all);

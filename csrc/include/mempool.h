@@ -370,6 +370,8 @@ MP_API mp_status mp_mapping_advise(mp_mapping *mapping, size_t start, size_t sto
 MP_API mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, int *error);
 /* Have rows mapped now, as far as that is quicker than touching them. Best effort. */
 MP_API void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop);
+/* As prefetch, unless a sample of the pages is in memory already: then asking costs more than it can bring. Best effort. */
+MP_API void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop);
 /* Pages in memory, of how many. */
 MP_API mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error);
 MP_API mp_status mp_mapping_lock(mp_mapping *mapping, bool lock, int *error);

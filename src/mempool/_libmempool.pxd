@@ -229,6 +229,7 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_mapping_advise(mp_mapping *mapping, size_t start, size_t stop, mp_advice advice, int *error)
     mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, int *error)
     void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop)
+    void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop)
     mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error)
     mp_status mp_mapping_lock(mp_mapping *mapping, bint lock, int *error)
     mp_status mp_guard_truncation(int *error)
