@@ -10,7 +10,7 @@
 #include "internal.h"
 #include "slots.h"
 
-enum { STEP = 64 << 10, GROWTH = 8 };
+enum { STEP = 64 << 10, BESIDE = sizeof(uint32_t) * 2 /* a generation and pins */, GROWTH = 8 };
 
 /* Words of a level when there are so many below it. Two more than are needed, so that a search may look behind the end. */
 static size_t words_above(size_t below) { return below / 64 + 2; }
@@ -161,7 +161,7 @@ static size_t fill_page(const mp_slab *slab, size_t slots) {
 }
 
 mp_status mp__slab_grow(mp_slab *slab, size_t slots, mp_account **binding, size_t *needed) {
-    size_t wish = slab->ready + slab->ready / GROWTH, step = slab->ready + STEP / slab->item_size;
+    size_t wish = slab->ready + slab->ready / GROWTH, step = slab->ready + STEP / (slab->item_size + BESIDE);
     if (slots > slab->capacity)
         return slab->limit != MP_NO_LIMIT && slab->limit / slab->item_size < slots ? MP_ERR_LIMIT : MP_ERR_FULL;
     if (wish < step) wish = step;

@@ -138,7 +138,7 @@ def test_examples_of_a_docstring_run(name: str, text: str) -> None:
 
 def test_examples_of_compiled_docstrings_are_found() -> None:
     names = {name for name, _ in EXAMPLES}
-    assert {"mempool._core.Buffer", "mempool._core.BufferPool", "mempool._core.Account"} <= names
+    assert {f"mempool._core.{name}" for name in ("Buffer", "BufferPool", "Account", "SlabAllocator", "MappedArray")} <= names
 
 
 # ---- the reference ----
@@ -160,6 +160,9 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("Buffer", public(mempool.Buffer)),
         ("PoolStats", public(mempool.PoolStats) | public(mempool.SizeClassStats)),
         ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
+        ("SlabAllocator", public(mempool.SlabAllocator)),
+        ("SlabStats", public(mempool.SlabStats)),
+        ("MappedArray", public(mempool.MappedArray)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
@@ -174,9 +177,10 @@ def test_reference_names_everything(section: str, names: set[str]) -> None:
 
 def test_everything_public_is_documented() -> None:
     described = {name: text for name, text in docstrings() if not name.split(".")[-1].startswith("_")}
-    classes = (mempool.Buffer, mempool.BufferPool, mempool.Account)
+    classes = (mempool.Buffer, mempool.BufferPool, mempool.Account, mempool.SlabAllocator, mempool.MappedArray)
     expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
-    expected |= {"mempool._core.acquire", "mempool._core.default_pool", "mempool._core.root_account"}
+    functions = ("acquire", "default_pool", "root_account", "open_array", "create_array", "anonymous_array", "guard_truncation")
+    expected |= {f"mempool._core.{name}" for name in functions}
     assert {name for name in expected if not described.get(name)} == set()
 
 
