@@ -52,7 +52,7 @@ WRITTEN: dict[Kind, int] = {"real": 64 * MIB, "pieces": 128 * KIB}
 ALLOWANCE = 64 * MIB
 APPENDED, QUICK_APPENDED = 10_000_000, 1_000_000
 APPENDS = (1_000, 100_000, 1_000_000)
-USUAL_APPEND = 100_000
+USUAL_APPEND = 1_000_000
 
 SUMS = {
     "np.memmap": """\

@@ -138,7 +138,9 @@ def test_examples_of_a_docstring_run(name: str, text: str) -> None:
 
 def test_examples_of_compiled_docstrings_are_found() -> None:
     names = {name for name, _ in EXAMPLES}
-    assert {f"mempool._core.{name}" for name in ("Buffer", "BufferPool", "Account", "SlabAllocator", "MappedArray")} <= names
+    assert {
+        f"mempool._core.{name}" for name in ("Buffer", "BufferPool", "Account", "SlabAllocator", "MappedArray")
+    } <= names
 
 
 # ---- the reference ----
@@ -179,7 +181,15 @@ def test_everything_public_is_documented() -> None:
     described = {name: text for name, text in docstrings() if not name.split(".")[-1].startswith("_")}
     classes = (mempool.Buffer, mempool.BufferPool, mempool.Account, mempool.SlabAllocator, mempool.MappedArray)
     expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
-    functions = ("acquire", "default_pool", "root_account", "open_array", "create_array", "anonymous_array", "guard_truncation")
+    functions = (
+        "acquire",
+        "default_pool",
+        "root_account",
+        "open_array",
+        "create_array",
+        "anonymous_array",
+        "guard_truncation",
+    )
     expected |= {f"mempool._core.{name}" for name in functions}
     assert {name for name in expected if not described.get(name)} == set()
 

@@ -35,7 +35,8 @@ from libc.string cimport memcmp, memcpy
 from mempool._libmempool cimport *
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object AccountLimitExceeded, PoolExhausted, StaleHandle, PoolStats, SizeClassStats, SlabStats, parse_duration, parse_size, shown
+cdef object AccountLimitExceeded, PoolExhausted, StaleHandle
+cdef object PoolStats, SizeClassStats, SlabStats, parse_duration, parse_size, shown
 from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import AccountLimitExceeded, PoolExhausted, StaleHandle
 from mempool.units import parse_duration, parse_size, shown

@@ -67,8 +67,8 @@ cdef class _MappingView:
 cdef class MappedArray:
     """An n-dimensional array in a file or in anonymous memory. Made by `open_array`, `create_array` and `anonymous_array`.
 
-    `array` is a plain `numpy.ndarray` over the memory, without a copy. Arrays keep the memory mapped, also after `close`. Rows are what
-    the first axis counts; arrays in C order grow in place by rows: nothing moves, and what was viewed stays valid.
+    `array` is a plain `numpy.ndarray` over the memory, without a copy. Arrays keep the memory mapped, also after `close`. Rows are
+    what the first axis counts; arrays in C order grow in place by rows: nothing moves, and what was viewed stays valid.
 
     Using a closed array raises `ValueError`. Once the file under it was truncated, every use raises `MappingError`, and arrays read
     zeros where the file was lost; touching lost memory before that ends the process with a bus error, unless `guard_truncation` was
@@ -212,7 +212,8 @@ cdef class MappedArray:
         if self._c is NULL:
             return "<mempool.MappedArray, never opened>"
         where = "anonymous" if self.path is None else repr(self.path)
-        return f"<mempool.MappedArray {where}{', closed' if self.closed else ''}: {self.dtype}, shape {self.shape}, mode {self.mode!r}>"
+        closed = ", closed" if self.closed else ""
+        return f"<mempool.MappedArray {where}{closed}: {self.dtype}, shape {self.shape}, mode {self.mode!r}>"
 
     # ---- views ----
 
@@ -280,8 +281,9 @@ cdef class MappedArray:
     def iter_blocks(self, rows, *, drop_behind=True):
         """Iterate over arrays of up to `rows` rows, in order.
 
-        A file larger than memory streams through with little of it resident: each block is mapped in one call, the next is read ahead,
-        and with `drop_behind` the pages before the current block leave the process again (not the file cache, and no change is lost).
+        A file larger than memory streams through with little of it resident: what comes is mapped some MiB at a time, what is not in
+        the file cache yet is read ahead, and with `drop_behind` the pages behind leave the process again (not the file cache, and no
+        change is lost).
 
         Parameters
         ----------
@@ -439,8 +441,8 @@ cdef class MappedArray:
         start, stop : int or None
             Rows, as in a slice. With rows appended since the last flush all rows are written.
         wait : bool
-            True: when it returns the rows are on the disk, and then the header that tells of them. False: leave it to the OS when to
-            write the rows, and leave the header.
+            True: when it returns the rows are on the disk, and then the header that tells of them. False: leave it to the OS when
+            to write the rows, and leave the header.
 
         Raises
         ------

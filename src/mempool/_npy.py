@@ -44,7 +44,7 @@ def header_bytes(dtype: numpy.dtype[Any], shape: tuple[int, ...], order: str) ->
 
 
 class Draft:
-    """A sparse file of `size` bytes that begins with the header, under a name of its own until `place` gives it the one it shall have."""
+    """A sparse file of `size` bytes that begins with the header, under a name of its own until `place` gives it the right one."""
 
     def __init__(self, path: str | bytes, header: bytes, size: int, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
@@ -70,7 +70,7 @@ class Draft:
                 os.chmod(self.draft, stat.S_IMODE(os.stat(self.target).st_mode))
 
     def _error(self, error: OSError) -> OSError:
-        """The same with the path that the caller knows."""
+        """Return the same with the path that the caller knows."""
         return OSError(error.errno, error.strerror, self.path)
 
     def place(self) -> None:

@@ -327,8 +327,8 @@ cdef object open_new(object path, _Content content, object size):
 def create_array(path, shape, dtype, *, order="C", overwrite=False):
     """Make a .npy file of zeros, sparse where the file system can, and map it for reading and writing.
 
-    The file appears under its name only when it is whole. With `overwrite` it takes the place of the old one, which stays what it is
-    for those who map it. The header has room for more rows.
+    The file appears under its name only when it is whole. With `overwrite` it takes the place of the old one, which stays what it
+    is for those who map it. The header has room for more rows.
 
     Parameters
     ----------
@@ -526,9 +526,9 @@ cdef int layout_of(MappedArray array, bint fortran, bint readonly):
 def guard_truncation():
     """From now on, touching memory that a truncated file took away reads zeros instead of ending the process with a bus error.
 
-    Installs a handler for SIGBUS, which deals with lost pages of mapped arrays only and passes every other fault on to the handler that
-    was there before. Each array that lost something says so: `truncated`, and `MappingError` at its next use. Idempotent; a handler that
-    is installed later comes first (enable `faulthandler` before).
+    Installs a handler for SIGBUS, which deals with lost pages of mapped arrays only and passes every other fault on to the handler
+    that was there before. Each array that lost something says so: `truncated`, and `MappingError` at its next use. Idempotent; a
+    handler that is installed later comes first (enable `faulthandler` before).
 
     Raises
     ------

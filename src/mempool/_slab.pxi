@@ -212,7 +212,8 @@ cdef class SlabAllocator:
         if status == MP_ERR_ACCOUNT:
             raise _account_error(self.account, shortage.binding, count * self._item_size)
         if status == MP_ERR_LIMIT:
-            raise self._exhausted(count, f"{shortage.in_use} bytes reserved, limit {shortage.limit}", shortage.in_use, shortage.limit)
+            why = f"{shortage.in_use} bytes reserved, limit {shortage.limit}"
+            raise self._exhausted(count, why, shortage.in_use, shortage.limit)
         if status == MP_ERR_FULL:
             raise self._full(count)
         raise MemoryError(f"the OS has no memory for {count} more items of slab {self.name!r}")
@@ -316,9 +317,8 @@ cdef class SlabAllocator:
             return self._stale(status, None)
         array = numpy_asarray(handles)  # as given: the int64 of a larger number is another one
         handle = array.reshape(-1)[bad].item()
-        return StaleHandle(
-            f"handle {handle}, number {bad} of {array.size}, is no item of slab {self.name!r}: freed, foreign, made up, or there twice"
-        )
+        which = f"handle {handle}, number {bad} of {array.size}"
+        return StaleHandle(f"{which}, is no item of slab {self.name!r}: freed, foreign, made up, or there twice")
 
     def indices(self, handles):
         """Return where items lie in `array`.
@@ -417,8 +417,8 @@ cdef class SlabAllocator:
 
         Its shape is ``(slots,)`` of `dtype`, or ``(slots, item_size)`` of uint8. It stays valid, at the same address, as the slab
         grows, and after `close`; an array of later sees more slots. It is a view of a live structure: the content of a slot
-        changes with its items. Slots that `trim` gave back read as zeros; what is written to slots that are not allocated is there for
-        the next item, or lost with a trim.
+        changes with its items. Slots that `trim` gave back read as zeros; what is written to slots that are not allocated is there
+        for the next item, or lost with a trim.
         """
         cdef _SlabView view = _SlabView.__new__(_SlabView)
         cdef npy_intp dims[2]
