@@ -281,9 +281,9 @@ cdef class MappedArray:
     def iter_blocks(self, rows, *, drop_behind=True):
         """Iterate over arrays of up to `rows` rows, in order.
 
-        A file larger than memory streams through with little of it resident: what comes is mapped some MiB at a time, what is not in
-        the file cache yet is read ahead, and with `drop_behind` the pages behind leave the process again (not the file cache, and no
-        change is lost).
+        A file larger than memory streams through with little of it resident: what comes is mapped some MiB at a time, what is not
+        in the file cache yet is read ahead, and with `drop_behind` the pages behind leave the process again (not the file cache, and
+        no change is lost).
 
         Parameters
         ----------
