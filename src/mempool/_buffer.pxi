@@ -15,12 +15,6 @@
 # PyBUF_WRITABLE | PyBUF_ANY_CONTIGUOUS: how numpy.ndarray(buffer=...) asks.
 cdef int ASKED_BY_NDARRAY = 0x99
 
-
-cdef inline bint is_asked_by_ndarray(int flags) noexcept:
-    """It asks a second time if it cannot write."""
-    return flags | PyBUF_WRITABLE == ASKED_BY_NDARRAY
-
-
 cdef char *BYTES_FORMAT = "B"
 
 
@@ -202,7 +196,7 @@ cdef class Buffer:
                 view.obj = None
                 raise ValueError("buffer is released")
             holder = self._hold()
-            if is_asked_by_ndarray(flags):
+            if flags == ASKED_BY_NDARRAY:
                 self._flags |= KEPT
         fill_view(holder, view, flags)
 

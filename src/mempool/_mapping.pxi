@@ -271,7 +271,7 @@ cdef class MappedArray:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         array = self._block(0, -1)
-        if is_asked_by_ndarray(flags):
+        if flags == ASKED_BY_NDARRAY or (self.readonly and flags | PyBUF_WRITABLE == ASKED_BY_NDARRAY):  # it asks again to read
             self._kept = array
         pass_buffer(array, view, flags)
 
@@ -282,8 +282,8 @@ cdef class MappedArray:
         """Iterate over arrays of up to `rows` rows, in order.
 
         A file larger than memory streams through with little of it resident: what comes is mapped some MiB at a time, what is not
-        in the file cache yet is read ahead, and with `drop_behind` the pages behind leave the process again (not the file cache, and
-        no change is lost).
+        in the file cache yet is read ahead, and with `drop_behind` the pages behind leave the process again (not the file cache,
+        and no change is lost).
 
         Parameters
         ----------

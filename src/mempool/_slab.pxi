@@ -435,7 +435,7 @@ cdef class SlabAllocator:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         array = self.array
-        if is_asked_by_ndarray(flags):
+        if flags == ASKED_BY_NDARRAY:
             self._kept = array
         pass_buffer(array, view, flags)
 
