@@ -161,9 +161,9 @@ def test_items_of_other_dtypes(item: Any, value: Any) -> None:
     expected = np.zeros(2, dtype)
     expected[1] = value
     assert (slab.array.shape, slab.array.dtype) == (expected.shape, expected.dtype)
-    assert slab.array.tobytes() == expected.tobytes()
+    assert str(slab.array.tolist()) == str(expected.tolist())  # a long double has bytes that are nobody's
     seen = np.asarray(slab[second])
-    assert (seen.shape, seen.dtype, seen.tobytes()) == (dtype.shape, dtype.base, expected[1:].tobytes())
+    assert (seen.shape, seen.dtype, str(seen.tolist())) == (dtype.shape, dtype.base, str(expected[1].tolist()))
     slab[first] = slab[second]
     for both in (slab.array, slab[[second, first]]):
         assert str(both.tolist()) == str(expected[[1, 1]].tolist())
