@@ -27,7 +27,7 @@ PRELUDE = """
 
     def attempt(function, nth):
         '''True if it ran through before the nth allocation. Not all of Python and NumPy says MemoryError when it has none.'''
-        _testcapi.set_nomemory(nth, nth + 1)
+        _testcapi.set_nomemory(nth - 1, nth)
         try:
             function()
         except Exception as error:

@@ -91,7 +91,7 @@ CALLS = {
         """,
     "array": "a = plain.array; b = records.array[3:]; memoryview(plain); memoryview(records); np.asarray(plain)",
     "whole": "plain.handles(); records.compacted(); list(plain); one[0] in plain; 5 in records; len(plain)",
-    "stats": "plain.stats(); repr(plain); plain.stats() == records.stats(); plain.trim()",
+    "stats": "plain.stats(); repr(plain); plain.trim()",
     "pinned": "h = 0\\ntry:\\n    h = plain.alloc(); v = plain[h]\\nfinally:\\n    if h: plain.free(h)",
     "make": "s = SlabAllocator(8, account=account, limit='1MiB', name='new'); s.array; s.close()",
     "make by dtype": "SlabAllocator('f8', account=account, max_items=10)",
