@@ -23,6 +23,11 @@ bool mp__registry_wake(void);
 /* Idle memory went otherwise: if the thread runs, it looks whether it is still needed. The caller holds no lock. */
 void mp__registry_nudge(void);
 
+/* Slabs and mappings reserve addresses ahead of use and say so; what one more may take by guess: a share of what is left. */
+void mp__registry_note_addresses(size_t taken);
+void mp__registry_forget_addresses(size_t taken);
+size_t mp__registry_address_share(void);
+
 /* ---- account.c ---- */
 
 bool mp__account_is_under(const mp_account *account, const mp_account *ancestor);

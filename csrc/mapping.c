@@ -13,8 +13,6 @@
 #include "internal.h"
 #include "mapping_types.h"
 
-enum { SHARE = 16 };
-
 /* ---- what is mapped ---- */
 
 static mp_status map_once(mp_mapping *mapping, size_t size, int *error) {
@@ -29,7 +27,8 @@ static mp_status map_once(mp_mapping *mapping, size_t size, int *error) {
     }
     if (status != MP_OK) return status;
     mapping->base = base;
-    mapping->mapped = size;
+    mapping->mapped = mapping->addresses = size;
+    mp__registry_note_addresses(size);
     return MP_OK;
 }
 
@@ -51,7 +50,9 @@ static void unmap(mp_mapping *mapping) {
     mapping->slot = NULL;
     mp_status status = mapping->is_file ? mp__os_file_unmap(mapping->base, mapping->mapped)
                                         : source->unmap(source->context, mapping->base, mapping->mapped);
-    if (status == MP_OK) mapping->base = NULL;
+    if (status != MP_OK) return;
+    mapping->base = NULL;
+    mp__registry_forget_addresses(mapping->addresses);
 }
 
 static void discharge(mp_mapping *mapping) {
@@ -124,8 +125,9 @@ static size_t wanted_bytes(const mp_mapping_config *config) {
     if (most > MP__MAX_SIZE) most = (size_t)MP__MAX_SIZE;
     if (!mp__mul(config->max_rows, config->row_bytes, &wanted) || wanted > most) wanted = most;
     if (wanted < nbytes) wanted = nbytes;
-    size_t share = mp__os_address_limit() / SHARE; /* how far a file grows is a guess, and others need addresses too */
-    return config->file >= 0 && wanted - nbytes > share ? nbytes + share : wanted;
+    if (config->file < 0 || wanted == nbytes) return wanted;
+    size_t share = mp__registry_address_share(); /* how far a file grows is a guess */
+    return wanted - nbytes > share ? nbytes + share : wanted;
 }
 
 static size_t reachable_rows(const mp_mapping *mapping, const mp_mapping_config *config) {
@@ -350,14 +352,34 @@ mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out) {
     return status;
 }
 
-bool mp_mapping_unview(mp_mapping *mapping) {
+bool mp_mapping_hold(mp_mapping *mapping) {
+    mp__mutex_lock(&mapping->lock);
+    bool open = !mapping->closed;
+    if (open) mapping->views++;
+    mp__mutex_unlock(&mapping->lock);
+    return open;
+}
+
+bool mp_mapping_leave(mp_mapping *mapping) {
     mp__mutex_lock(&mapping->lock);
     if (mapping->views == 0) mp__os_abort("a view of a mapping ended twice");
+    bool last = mapping->closed && mapping->views == 1;
+    if (!last) mapping->views--;
+    mp__mutex_unlock(&mapping->lock);
+    return last;
+}
+
+void mp_mapping_end(mp_mapping *mapping) {
+    mp__mutex_lock(&mapping->lock);
     mapping->views--;
-    bool had = mapping->base != NULL;
     unmap_if_unseen(mapping);
-    bool done = mapping->orphaned && mapping->views == 0, gone = had && mapping->base == NULL;
+    bool done = mapping->orphaned && mapping->views == 0;
     mp__mutex_unlock(&mapping->lock);
     if (done) free_mapping(mapping);
-    return gone;
+}
+
+bool mp_mapping_unview(mp_mapping *mapping) {
+    bool last = mp_mapping_leave(mapping);
+    if (last) mp_mapping_end(mapping);
+    return last;
 }

@@ -103,10 +103,19 @@ mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pag
     return MP_OK;
 }
 
+/* All that rows ever used may still be locked. */
+static span unlockable(mp_mapping *mapping, span all) {
+    mp__mutex_lock(&mapping->lock);
+    if (mapping->base != NULL && mapping->extent > 0) all = (span){mapping->base, mapping->extent};
+    mp__mutex_unlock(&mapping->lock);
+    return all;
+}
+
 mp_status mp_mapping_lock(mp_mapping *mapping, bool lock, int *error) {
     span all;
     mp_status status = pin_all(mapping, &all);
     if (status != MP_OK) return status;
+    if (!lock) all = unlockable(mapping, all);
     if (all.size > 0) status = mp__os_lock_pages(all.start, all.size, lock, error);
     mp_mapping_unview(mapping);
     return status;

@@ -9,6 +9,8 @@
  *
  * A file may be longer than its rows: a tail, left by a crash or by whoever made it. It is never shown: append overwrites it, grow and
  * shrink cut it off. */
+#include <string.h>
+
 #include "internal.h"
 #include "mapping_types.h"
 
@@ -50,20 +52,22 @@ mp_status mp__file_append(mp_mapping *mapping, const void *data, size_t rows, in
     uint64_t end = file_end(mapping, mapping->rows);
     mp_status status = mp__os_file_stat(mapping->file, &found, error);
     if (status != MP_OK) return status;
+    if (found.size < end) return mp__mapping_usable(mapping); /* since the look that this call began with */
     size_t nbytes = rows * mapping->row_bytes;
+    bool tail = found.size > end;
+    if (tail && end + nbytes > found.size) status = mp__os_file_set_size(mapping->file, end + nbytes, error);
+    if (status != MP_OK) return status; /* the tail is as it was */
     if (nbytes >= WORTH_A_CALL) mp__os_file_set_aside(mapping->file, end, nbytes);
     status = mp__os_file_write(mapping->file, end, data, nbytes, error);
     if (status == MP_OK) status = reveal(mapping, mapping->rows + rows, error);
-    if (status != MP_OK && found.size == end) restore_size(mapping, end);
+    if (status != MP_OK) restore_size(mapping, found.size);
     return status;
 }
 
-/* Bytes behind the last row that share its page may have been written through a view before they were anybody's. */
-static mp_status clear_rest_of_page(mp_mapping *mapping, uint64_t from, uint64_t to, int *error) {
-    static const char zeros[4096];
-    uint64_t page = mp__os_page_size(), stop = (from + page - 1) / page * page;
+/* A tail, and bytes behind the last row that share its page: those may have been written through a view before they were anybody's. */
+static mp_status clear(mp_mapping *mapping, uint64_t from, uint64_t stop, int *error) {
+    static const char zeros[64 << 10];
     mp_status status = MP_OK;
-    if (stop > to) stop = to;
     while (status == MP_OK && from < stop) {
         size_t piece = stop - from < sizeof zeros ? (size_t)(stop - from) : sizeof zeros;
         status = mp__os_file_write(mapping->file, from, zeros, piece, error);
@@ -72,24 +76,20 @@ static mp_status clear_rest_of_page(mp_mapping *mapping, uint64_t from, uint64_t
     return status;
 }
 
-/* The tail goes only if the file can become so long. */
-static mp_status cut_tail(mp_mapping *mapping, uint64_t end, uint64_t wanted, uint64_t size, int *error) {
-    if (size == end) return MP_OK;
-    mp_status status = wanted > size ? mp__os_file_set_size(mapping->file, wanted, error) : MP_OK;
-    return status == MP_OK ? mp__os_file_set_size(mapping->file, end, error) : status;
-}
-
+/* The length first: whether it can be is seen before a byte of a tail is lost. */
 mp_status mp__file_grow(mp_mapping *mapping, size_t rows, int *error) {
     mp__file_stat found;
-    uint64_t end = file_end(mapping, mapping->rows), wanted = file_end(mapping, rows);
+    uint64_t end = file_end(mapping, mapping->rows), wanted = file_end(mapping, rows), page = mp__os_page_size();
     mp_status status = mp__os_file_stat(mapping->file, &found, error);
     if (status != MP_OK || wanted == end) return status;
-    status = cut_tail(mapping, end, wanted, found.size, error);
+    if (found.size < end) return mp__mapping_usable(mapping);
+    status = mp__os_file_set_size(mapping->file, wanted, error);
     if (status != MP_OK) return status;
-    status = clear_rest_of_page(mapping, end, wanted, error);
-    if (status == MP_OK) status = mp__os_file_set_size(mapping->file, wanted, error);
+    uint64_t stop = (end + page - 1) / page * page;
+    if (stop < found.size) stop = found.size;
+    status = clear(mapping, end, stop < wanted ? stop : wanted, error);
     if (status == MP_OK) status = reveal(mapping, rows, error);
-    if (status != MP_OK) restore_size(mapping, end);
+    if (status != MP_OK) restore_size(mapping, found.size);
     return status;
 }
 
@@ -121,5 +121,25 @@ mp_status mp__file_shrink(mp_mapping *mapping, size_t rows, int *error) {
     mp_status status = lower_header(mapping, rows, error);
     if (status == MP_OK) status = shorten(mapping, rows, error);
     mapping->pending = mp__header_rows(mapping) != mapping->rows;
+    return status;
+}
+
+/* With nobody viewing it. Pages go as a hole, so that a file of zeros is sparse again. */
+static mp_status clear_all(mp_mapping *mapping, int *error) {
+    size_t start = mapping->skew, stop = row_end(mapping, mapping->rows), first = mp__pages(start);
+    mp_status status = clear(mapping, 0, mapping->offset, error);
+    if (status != MP_OK || mapping->base == NULL || start == stop) return status;
+    memset(mapping->base + start, 0, (first < stop ? first : stop) - start);
+    if (first < stop) mp__os_zero(mapping->base + first, mp__pages(stop) - first, true);
+    return MP_OK;
+}
+
+mp_status mp_mapping_make_blank(mp_mapping *mapping, int *error) {
+    mp__mutex_lock(&mapping->io);
+    mp_status status = mp__mapping_usable(mapping);
+    if (status == MP_OK && (!mapping->is_file || mapping->access != MP_ACCESS_WRITE)) status = MP_ERR_INVALID;
+    if (status == MP_OK) status = mp__os_file_set_size(mapping->file, file_end(mapping, mapping->rows), error);
+    if (status == MP_OK) status = clear_all(mapping, error);
+    mp__mutex_unlock(&mapping->io);
     return status;
 }

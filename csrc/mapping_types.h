@@ -68,6 +68,7 @@ struct mp_mapping {
     mp__guard_slot *slot;
     char *base; /* NULL: nothing is mapped */
     size_t mapped, extent, charged;
+    size_t addresses; /* `mapped` when it was made */
     size_t blank_start, blank_stop;
     size_t rows, max_rows, views;
     bool pending; /* the header in the file tells of fewer rows */

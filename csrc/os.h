@@ -34,8 +34,8 @@ mp_status mp__os_unmap(void *ptr, size_t size);
 /* Addresses only; mp__os_protect_rw makes them memory, which children of fork share if `shared`. */
 mp_status mp__os_reserve(size_t size, size_t alignment, bool shared, void **out);
 mp_status mp__os_protect_rw(void *ptr, size_t size);
-/* Most bytes of addresses that the process may have; SIZE_MAX where nobody set a limit. */
-size_t mp__os_address_limit(void);
+/* Bytes of addresses that the process may still take; SIZE_MAX where nobody set a limit. */
+size_t mp__os_address_room(void);
 /* Ask for huge pages there, where the OS has them. */
 void mp__os_advise_huge(void *ptr, size_t size);
 /* Give pages back and keep the range; after mp__os_commit it reads as zeros. */

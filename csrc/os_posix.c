@@ -46,10 +46,23 @@ size_t mp__os_physical_memory(void) {
     return pages > 0 ? (size_t)pages * mp__os_page_size() : (size_t)8 << 30;
 }
 
-size_t mp__os_address_limit(void) {
+/* 0 where the OS does not say. */
+static size_t addresses_in_use(void) {
+    unsigned long long pages = 0;
+#if defined(__linux__)
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file == NULL) return 0;
+    if (fscanf(file, "%llu", &pages) != 1) pages = 0;
+    (void)fclose(file);
+#endif
+    return (size_t)pages * mp__os_page_size();
+}
+
+size_t mp__os_address_room(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > SIZE_MAX) return SIZE_MAX;
-    return (size_t)limit.rlim_cur;
+    size_t used = addresses_in_use();
+    return limit.rlim_cur > used ? (size_t)limit.rlim_cur - used : 0;
 }
 
 static mp_status map_raw(size_t size, int protection, int flags, void **out) {

@@ -170,7 +170,9 @@ mp_status mp__os_blank(void *ptr, size_t size, bool writable, int *error) {
 
 void mp__os_zero(void *ptr, size_t size, bool shared) {
 #if defined(__linux__)
-    if (madvise(ptr, size, shared ? MADV_REMOVE : MADV_DONTNEED) == 0) return; /* refused if it is locked in memory */
+    int advice = shared ? MADV_REMOVE : MADV_DONTNEED;
+    if (madvise(ptr, size, advice) == 0) return;
+    if (munlock(ptr, size) == 0 && madvise(ptr, size, advice) == 0) return; /* refused while it is locked in memory */
 #else
     (void)shared;
 #endif

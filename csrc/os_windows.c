@@ -26,7 +26,7 @@ size_t mp__os_physical_memory(void) {
     return GlobalMemoryStatusEx(&state) ? (size_t)state.ullTotalPhys : (size_t)8 << 30;
 }
 
-size_t mp__os_address_limit(void) { return SIZE_MAX; }
+size_t mp__os_address_room(void) { return SIZE_MAX; }
 
 /* Windows cannot cut the ends off a mapping: find a place by reserving too much, let it go, and ask for the aligned part. Another
  * thread may take the place in between, so try again. */

@@ -12,6 +12,11 @@
  * that becomes idle does. These are the only mutable globals. */
 #include "internal.h"
 
+enum { SHARE = 16, LEAST_SHARE = 1 << 30 };
+
+/* Half of what a process has where addresses have 47 bits. */
+#define MOST_ADDRESSES ((size_t)1 << (sizeof(size_t) > 4 ? 46 : 30))
+
 static struct {
     mp__mutex list, state;
     mp__cond wake;
@@ -23,6 +28,7 @@ static struct {
     size_t tenants;
 } registry;
 
+static atomic_size_t addresses;
 static atomic_uint generation;
 static atomic_int ready; /* 0 not yet, 1 somebody is at it, 2 done */
 
@@ -222,6 +228,17 @@ size_t mp__registry_reclaim_all(void) {
     size_t freed = reclaim(NULL, MP_NO_LIMIT);
     mp__mutex_unlock(&registry.list);
     return freed;
+}
+
+void mp__registry_note_addresses(size_t taken) { atomic_fetch_add(&addresses, taken); }
+void mp__registry_forget_addresses(size_t taken) { atomic_fetch_sub(&addresses, taken); }
+
+/* However many there are, others find addresses too. */
+size_t mp__registry_address_share(void) {
+    size_t room = mp__os_address_room(), noted = atomic_load(&addresses);
+    if (room != SIZE_MAX) return room / SHARE;
+    size_t share = (noted < MOST_ADDRESSES ? MOST_ADDRESSES - noted : 0) / SHARE;
+    return share > LEAST_SHARE ? share : LEAST_SHARE;
 }
 
 unsigned mp_fork_generation(void) { return atomic_load(&generation); }

@@ -11,7 +11,7 @@
 #include "internal.h"
 #include "slots.h"
 
-enum { SHARE = 16 };
+enum { COPY_AT_ONCE = 1 << 20, BESIDE = 9 /* bytes of bookkeeping for a slot, about */ };
 
 /* ---- life ---- */
 
@@ -58,16 +58,16 @@ static const mp__tenant_ops slab_ops = {
     .after_fork = tenant_after_fork,
 };
 
-/* As much as could ever be in memory; where addresses are scarce, a share that leaves others theirs. */
+/* As much as could ever be in memory, but no more than a share. */
 static size_t usual_addresses(void) {
-    size_t most = 2 * mp__os_physical_memory(), share = mp__os_address_limit() / SHARE;
+    size_t most = 2 * mp__os_physical_memory(), share = mp__registry_address_share();
     return most < share ? most : share;
 }
 
 /* How many items to reserve addresses for. More than the limit lets in are of no use. */
 static size_t most_items(const mp_slab_config *config) {
     size_t most = config->max_items, within = config->limit / config->item_size;
-    if (most == MP_NO_LIMIT) most = usual_addresses() / config->item_size;
+    if (most == MP_NO_LIMIT) most = usual_addresses() / (config->item_size + BESIDE);
     if (most > within) most = within;
     if (most > MP__MOST_SLOTS) most = MP__MOST_SLOTS;
     return most > 0 ? most : 1;
@@ -406,11 +406,16 @@ static size_t copy_word(const mp_slab *slab, size_t word, uint64_t bits, char *o
     return n;
 }
 
+/* The lock is let go now and then: copying takes long, and others may hold more than this lock. */
 size_t mp_slab_copy_live(mp_slab *slab, void *out, size_t capacity) {
-    size_t n = 0;
+    size_t n = 0, pause = 0;
     mp__spin_lock(&slab->spin);
     for (size_t word = 0; !slab->closed && word * 64 < slab->slots && n < capacity; word++) {
         n += copy_word(slab, word, live_bits(slab, word), (char *)out + n * slab->item_size, capacity - n);
+        if ((n - pause) * slab->item_size < COPY_AT_ONCE) continue;
+        pause = n;
+        mp__spin_unlock(&slab->spin);
+        mp__spin_lock(&slab->spin);
     }
     mp__spin_unlock(&slab->spin);
     return n;
@@ -444,21 +449,36 @@ static void let_go(mp_slab *slab, size_t slot) {
     }
 }
 
-static bool end_view(mp_slab *slab, bool last) {
-    if (last) unmap(slab);
-    drop_reference(slab);
+bool mp_slab_leave(mp_slab *slab, void *item) {
+    mp__spin_lock(&slab->spin);
+    if (item != NULL) {
+        size_t slot = (size_t)((char *)item - slab->items) / slab->item_size;
+        if (slab->pins[slot] == 0) mp__os_abort("an item of a slab was unpinned once too often");
+        if (--slab->pins[slot] == 0) let_go(slab, slot);
+    }
+    bool last = slab->closed && slab->views == 1;
+    if (!last) slab->views--;
+    mp__spin_unlock(&slab->spin);
     return last;
 }
 
-bool mp_slab_unpin(mp_slab *slab, void *item) {
-    size_t slot = (size_t)((char *)item - slab->items) / slab->item_size;
-    mp__spin_lock(&slab->spin);
-    if (slab->pins[slot] == 0) mp__os_abort("an item of a slab was unpinned once too often");
-    if (--slab->pins[slot] == 0) let_go(slab, slot);
-    bool last = --slab->views == 0 && slab->closed;
-    mp__spin_unlock(&slab->spin);
-    return end_view(slab, last);
+void mp_slab_end(mp_slab *slab, bool last) {
+    if (last) {
+        mp__spin_lock(&slab->spin);
+        slab->views--;
+        mp__spin_unlock(&slab->spin);
+        unmap(slab);
+    }
+    drop_reference(slab);
 }
+
+bool mp_slab_unpin(mp_slab *slab, void *item) {
+    bool last = mp_slab_leave(slab, item);
+    mp_slab_end(slab, last);
+    return last;
+}
+
+bool mp_slab_unview(mp_slab *slab) { return mp_slab_unpin(slab, NULL); }
 
 mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots) {
     mp__spin_lock(&slab->spin);
@@ -471,13 +491,6 @@ mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots) {
     }
     mp__spin_unlock(&slab->spin);
     return status;
-}
-
-bool mp_slab_unview(mp_slab *slab) {
-    mp__spin_lock(&slab->spin);
-    bool last = --slab->views == 0 && slab->closed;
-    mp__spin_unlock(&slab->spin);
-    return end_view(slab, last);
 }
 
 /* ---- the whole ---- */

@@ -83,6 +83,7 @@ mp_status mp__slab_reserve(mp_slab *slab, size_t most) {
         if (try_capacity(slab, capacity / 2) != MP_OK) return MP_ERR_NOMEM;
     }
     set_parts(slab);
+    mp__registry_note_addresses(slab->address_space);
     if (slab->offsets[1] >= mp__os_huge_size()) mp__os_advise_huge(slab->base, slab->offsets[1]);
     return MP_OK;
 }
@@ -95,6 +96,7 @@ void mp__slab_unmap(mp_slab *slab) {
         if (slab->active[part] > 0) (void)slab->source->decommit(slab->source->context, start, slab->active[part]);
     }
     slab->base = NULL;
+    mp__registry_forget_addresses(slab->address_space);
     if (slab->account != NULL) mp_account_discharge(slab->account, slab->reserved);
     slab->reserved = 0;
 }

@@ -249,6 +249,10 @@ MP_API bool mp_slab_unpin(mp_slab *slab, void *item);
 /* A view of the whole: the memory stays mapped until as many mp_slab_unview. */
 MP_API mp_status mp_slab_view(mp_slab *slab, void **base, size_t *slots);
 MP_API bool mp_slab_unview(mp_slab *slab);
+/* The same in two steps, for who has to do something before the addresses can be anybody else's: `item` NULL ends a view of the whole;
+ * mp_slab_end is due in any case, with what mp_slab_leave has returned. */
+MP_API bool mp_slab_leave(mp_slab *slab, void *item);
+MP_API void mp_slab_end(mp_slab *slab, bool last);
 
 /* Give the memory behind the last item back; bytes. Slots given back read as zeros, also through views. */
 MP_API size_t mp_slab_trim(mp_slab *slab);
@@ -354,13 +358,20 @@ MP_API void mp_mapping_look(mp_mapping *mapping, mp_mapping_state *out);
 MP_API mp_status mp_mapping_check(mp_mapping *mapping);
 /* The check, and the memory stays mapped until as many mp_mapping_unview. */
 MP_API mp_status mp_mapping_view(mp_mapping *mapping, mp_mapping_state *out);
-MP_API bool mp_mapping_unview(mp_mapping *mapping); /* true if the memory went with it */
+MP_API bool mp_mapping_unview(mp_mapping *mapping); /* true if it was the last of a closed mapping */
+/* The same in two steps, for who has to do something before the addresses can be anybody else's: after mp_mapping_leave has returned
+ * true, and only then, mp_mapping_end is due. A hold is a view without the look at the file; false if the mapping is closed. */
+MP_API bool mp_mapping_hold(mp_mapping *mapping);
+MP_API bool mp_mapping_leave(mp_mapping *mapping);
+MP_API void mp_mapping_end(mp_mapping *mapping);
 
 /* Rows go behind the last. Files: written to the file, so that a full disk is an error and not a fault; the header waits for flush
  * or close. MP_ERR_FULL above max_rows; MP_ERR_INVALID for what cannot grow (copies, read-only). */
 MP_API mp_status mp_mapping_append(mp_mapping *mapping, const void *data, size_t rows, mp_account **binding, int *error);
 /* New rows are zero. Views of rows that went read zeros. */
 MP_API mp_status mp_mapping_resize(mp_mapping *mapping, size_t rows, mp_account **binding, int *error);
+/* A file of nothing but zeros, exactly as long as its rows end. For a raw file that has just been mapped. */
+MP_API mp_status mp_mapping_make_blank(mp_mapping *mapping, int *error);
 /* Rows [start, stop) to the file; with `wait` they are on the disk when it returns, and so is the header: first the data, then the
  * header. Copies and anonymous memory have nothing to flush. */
 MP_API mp_status mp_mapping_flush(mp_mapping *mapping, size_t start, size_t stop, bool wait, int *error);

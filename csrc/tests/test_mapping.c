@@ -96,7 +96,7 @@ static void nothing_has_an_address_too(void) {
         CHECK(look(mapping).data == data);
         close_mapping(mapping);
         CHECK(look(mapping).data == data && look(mapping).mapped == (can_grow && with_bytes));
-        CHECK_EQ(mp_mapping_unview(mapping), can_grow && with_bytes);
+        CHECK(mp_mapping_unview(mapping));
         mp_mapping_destroy(mapping);
     }
 }
@@ -193,7 +193,7 @@ static void in_few_addresses(void) {
         if (with_file) config.file = fresh_file(NULL);
         mp_mapping *mapping = open_mapping(&config);
         size_t most = look(mapping).max_rows;
-        if (with_file) CHECK_EQ(most, (((size_t)1 << 30) / 16) / 8); /* its share */
+        if (with_file) CHECK(most > ((size_t)1 << 20) && most < ((size_t)1 << 23)); /* its share */
         else CHECK(most > ((size_t)1 << 24) && most < ((size_t)1 << 27));
         resize(mapping, most);
         CHECK_EQ(mp_mapping_resize(mapping, most + 1, NULL, &error), MP_ERR_FULL);

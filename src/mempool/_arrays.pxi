@@ -71,6 +71,15 @@ cdef object array_on(object holder, void *data, object dtype, int nd, npy_intp *
     return array
 
 
+cdef object as_asked(object array, object dtype, object copy):
+    """What `__array__` is to return: `copy` None says if needed, False says never."""
+    if dtype is None and not copy:
+        return array
+    if copy is None or copy:
+        return array.astype(array.dtype if dtype is None else dtype, copy=bool(copy))
+    return numpy_asarray(array, dtype=dtype, copy=False)
+
+
 cdef int fill_bytes(object holder, Py_buffer *view, int flags, void *data, Py_ssize_t *nbytes) except -1:
     """An export of writable bytes; `nbytes` lives in the holder."""
     view.buf = data

@@ -18,7 +18,7 @@ cdef class _Blocks:
     cdef MappedArray array
     cdef Py_ssize_t step, window, margin  # rows
     cdef Py_ssize_t at, dropped, mapped
-    cdef bint drop
+    cdef bint drop, ended
 
     def __init__(self, MappedArray array, Py_ssize_t step, bint drop):
         self.array = array
@@ -39,7 +39,8 @@ cdef class _Blocks:
             if array._by_rows:
                 self._drop(start, rows)
                 self._map(stop, rows)
-        if start >= stop:
+        if start >= stop or self.ended:
+            self.ended = True  # also if rows come now
             raise StopIteration
         return array._block(start, stop) if array._by_rows else array._block(0, -1)[start:stop]
 
@@ -52,6 +53,7 @@ cdef class _Blocks:
         last = first + min(self.window, rows - first)
         ahead = last + min(self.window, rows - last)
         self.mapped = last
+        held = self.array._hold()
         with nogil:
             mp_mapping_populate(c, first, last)
             mp_mapping_read_ahead(c, last, ahead)
@@ -66,6 +68,7 @@ cdef class _Blocks:
             return 0
         self.dropped = max(0, start - self.margin)
         if first < start:
+            held = self.array._hold()
             with nogil:
                 mp_mapping_advise(c, first, start, MP_ADVICE_DONTNEED, &ignored)
         return 0

@@ -5,8 +5,8 @@
 
 Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
 `_dlpack.pxi` (views for NumPy and others), `_leaks.pxi` (stacks and warnings), `_waiting.pxi` (who waits for memory),
-`_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process), `_slab.pxi` (items with
-handles), `_mapping.pxi`, `_blocks.pxi` and `_opening.pxi` (arrays in files).
+`_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process), `_slab_arguments.pxi` and
+`_slab.pxi` (items with handles), `_mapping_view.pxi`, `_mapping.pxi`, `_blocks.pxi` and `_opening.pxi` (arrays in files).
 
 Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool. And one
 habit: no list comprehensions, as Cython 3.3 drops an item twice when an append finds no memory.
@@ -74,7 +74,9 @@ include "_leaks.pxi"
 include "_waiting.pxi"
 include "_pool.pxi"
 include "_default.pxi"
+include "_slab_arguments.pxi"
 include "_slab.pxi"
+include "_mapping_view.pxi"
 include "_mapping.pxi"
 include "_blocks.pxi"
 include "_opening.pxi"

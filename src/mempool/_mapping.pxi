@@ -3,12 +3,9 @@
 #     MappedArray ----> mp_mapping <---- _MappingView <---- ndarray, memoryview
 #
 # Views name the mapping of csrc, never the MappedArray: it may be closed or collected while they live.
-cdef object MappingError, _strerror
-from os import name as _os_name, strerror as _strerror
-
+cdef object MappingError
 from mempool.errors import MappingError
 
-cdef bint ON_WINDOWS = _os_name == "nt"
 # Numbers of a higher kind do not become ones of a lower without being told to.
 cdef dict KIND_RANK = {"b": 1, "i": 2, "u": 2, "f": 3, "c": 4}
 cdef dict ADVICE = {
@@ -30,36 +27,6 @@ cdef Account array_account(str name):
     if account is None:
         account = _array_accounts.setdefault(name, Account(name))  # atomic: of two threads one wins
     return <Account>account
-
-
-@cython.final
-@cython.freelist(16)
-@cython.no_gc
-cdef class _MappingView:
-    """Keeps the memory mapped as long as it lives."""
-
-    cdef mp_mapping *mapping
-    cdef void *data
-    cdef Py_ssize_t nbytes
-    cdef bint readonly
-
-    def __dealloc__(self):
-        cdef bint gone
-        if self.mapping is not NULL:
-            with nogil:
-                gone = mp_mapping_unview(self.mapping)
-            if gone:
-                PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>self.data)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.readonly and flags & PyBUF_WRITABLE:
-            view.obj = None
-            raise BufferError("array is read-only")
-        fill_bytes(self, view, flags, self.data, &self.nbytes)
-        view.readonly = self.readonly
-
-    def __releasebuffer__(self, Py_buffer *view):
-        pass
 
 
 @cython.final
@@ -115,15 +82,24 @@ cdef class MappedArray:
                 mp_mapping_destroy(self._c)
 
     cdef mp_status _shut(self, bint revoke, int *error) noexcept:
-        cdef mp_mapping_state before, after
         cdef mp_status status
-        mp_mapping_look(self._c, &before)
+        held = self._hold()
         with nogil:
             status = mp_mapping_revoke(self._c, error) if revoke else mp_mapping_close(self._c, error)
-        mp_mapping_look(self._c, &after)
-        if not after.mapped:
-            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>before.data)
+        if revoke and held is not None:
+            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>(<_MappingView>held).data)
         return status
+
+    cdef _MappingView _hold(self):
+        """Keeps the memory mapped while C works on it, so that its end is a view's; None if it is closed."""
+        cdef mp_mapping_state state
+        cdef _MappingView view = _MappingView.__new__(_MappingView)
+        mp_mapping_look(self._c, &state)
+        if not mp_mapping_hold(self._c):
+            return None
+        view.mapping = self._c
+        view.data = state.data
+        return view
 
     cdef mp_mapping *_ready(self) except NULL:
         if self._c is NULL:
@@ -256,12 +232,7 @@ cdef class MappedArray:
         return self._block(0, -1)
 
     def __array__(self, dtype=None, *, copy=None):
-        array = self._block(0, -1)
-        if dtype is None and not copy:
-            return array
-        if copy is None or copy:
-            return array.astype(self.dtype if dtype is None else dtype, copy=bool(copy))
-        return numpy_asarray(array, dtype=dtype, copy=False)
+        return as_asked(self._block(0, -1), dtype, copy)
 
     def __getitem__(self, index):
         return self._block(0, -1)[index]
@@ -417,7 +388,9 @@ cdef class MappedArray:
     cdef void _trace(self) noexcept:
         cdef mp_mapping_state state
         mp_mapping_look(self._c, &state)
-        if state.closed or state.rows == 0 or self._row_bytes == 0:
+        if state.closed:
+            return
+        if state.rows == 0 or self._row_bytes == 0:
             PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>state.data)
         else:
             PyTraceMalloc_Track(DOMAIN, <uintptr_t>state.data, (state.rows if self._by_rows else 1) * self._row_bytes)
@@ -459,8 +432,8 @@ cdef class MappedArray:
             status = mp_mapping_flush(c, first, last, waits, &error)
         self._check(status, error)
         if waits and self._folder is not None:
-            need_npy().sync_folder(self._folder)
-            self._folder = None
+            folder, self._folder = self._folder, None  # once: it may be somewhere else by now
+            need_npy().sync_folder(folder)
 
     def advise(self, hint, start=None, stop=None):
         """Tell the OS how rows will be used.
@@ -488,6 +461,7 @@ cdef class MappedArray:
             raise ValueError(f"hint must be one of {', '.join(ADVICE)}, not {hint!r}")
         advice = <mp_advice><int>ADVICE[hint]
         self._span(start, stop, &first, &last)
+        held = self._hold()
         with nogil:
             status = mp_mapping_advise(c, first, last, advice, &error)
         if status == MP_ERR_INVALID and advice == MP_ADVICE_DONTNEED:
@@ -501,6 +475,7 @@ cdef class MappedArray:
         cdef mp_status status
         cdef int error = 0
         self._span(start, stop, &first, &last)
+        held = self._hold()
         with nogil:
             status = mp_mapping_prefetch(c, first, last, &error)
         self._check(status, error)
@@ -514,6 +489,7 @@ cdef class MappedArray:
         cdef size_t there = 0, pages = 0
         cdef mp_status status
         cdef int error = 0
+        held = self._hold()
         with nogil:
             status = mp_mapping_resident(c, &there, &pages, &error)
         self._check(status, error)
@@ -531,6 +507,7 @@ cdef class MappedArray:
         cdef mp_mapping *c = self._ready()
         cdef mp_status status
         cdef int error = 0
+        held = self._hold()
         with nogil:
             status = mp_mapping_lock(c, lock, &error)
         self._check(status, error)
@@ -584,11 +561,3 @@ cdef class MappedArray:
         if status == MP_ERR_INVALID:
             raise ValueError(f"{self._name()} has changed its rows meanwhile")
         raise MemoryError(f"the OS has no memory or no addresses for {self._name()}")
-
-
-cdef object os_error(int number, object path):
-    if ON_WINDOWS:
-        return OSError(0, None, path, number)
-    if path is None:
-        return OSError(number, _strerror(number))
-    return OSError(number, _strerror(number), path)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy
 from numpy.lib import format as npy_format
 
+from mempool.errors import MappingError
+
 __all__ = ["Draft", "dtype_from_descr", "header_bytes", "sync_folder"]
 
 MAGIC = b"\x93NUMPY"
@@ -48,26 +50,34 @@ class Draft:
 
     def __init__(self, path: str | bytes, header: bytes, size: int, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
+        self._check()
         self.target = os.path.realpath(os.fsdecode(path))
         self.folder = os.path.dirname(self.target)
-        if os.path.isdir(self.target):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not overwrite and os.path.lexists(self.target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self.draft = self.where = os.path.join(self.folder, f".mempool-{token_hex(8)}.tmp")
         try:
             self._write(header, size)
-        except OSError as error:
+        except BaseException as error:
             self.discard()
-            raise self._error(error) from None
+            if isinstance(error, OSError):
+                raise self._error(error) from None
+            raise
+
+    def _check(self) -> None:
+        """Refuse a path where the file cannot be, or must not."""
+        name = os.fsdecode(self.path)
+        if os.path.isdir(name) or name.endswith(os.sep):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+        if not self.overwrite and os.path.exists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path)
+        if os.path.exists(name) and not os.path.exists(os.path.realpath(name)):  # it has no name any more
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise MappingError(f"{self.path!r} is no regular file: it is not overwritten")
 
     def _write(self, header: bytes, size: int) -> None:
         with open(self.draft, "xb") as file:
             file.write(header)
             file.truncate(size)
-        if self.overwrite:
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(self.draft, stat.S_IMODE(os.stat(self.target).st_mode))
 
     def _error(self, error: OSError) -> OSError:
         """Return the same with the path that the caller knows."""
@@ -77,6 +87,8 @@ class Draft:
         """Give the file its name. Who maps the one that had it keeps that."""
         try:
             if self.overwrite:
+                with contextlib.suppress(FileNotFoundError):
+                    os.chmod(self.draft, stat.S_IMODE(os.stat(self.target).st_mode))
                 os.replace(self.draft, self.target)
             else:
                 self._link()

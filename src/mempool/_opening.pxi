@@ -186,7 +186,9 @@ cdef size_t read_file(int file, uint64_t at, char *out, size_t size, object path
     with nogil:
         status = mp_file_read(file, at, out, &size, &error)
     if status != MP_OK:
-        regular_size(file, path)  # what cannot be read is seldom a file
+        length = regular_size(file, path)  # what cannot be read is seldom a file
+        if at > length:
+            raise MappingError(f"{path!r} has {length} bytes, offset {at} is behind its end")
         raise os_error(error, path)
     return size
 
@@ -305,22 +307,34 @@ cdef object open_new(object path, _Content content, object size):
     except FileExistsError:
         file, made = _os_open(path, OPEN_FLAGS["w+"] | OPEN_ALWAYS, 0o666), False
     try:
-        before = regular_size(file, path)
-        if before < size:
-            _os.truncate(file, size)
-        try:
-            array = map_file(content, file, path, "w+", True)
-        except:
-            _os.truncate(file, before)
-            raise
+        return map_blank(content, file, path, size)
     except:
-        _os.close(file)
         if made:
             _os.unlink(path)
         raise
-    # Nothing views it yet: what was there can go, and it cannot fail.
-    _os.truncate(file, 0)
-    _os.truncate(file, size)
+
+
+cdef object map_blank(_Content content, int file, object path, object size):
+    """Nothing of what was in the file goes before all that can be refused was granted."""
+    cdef MappedArray array
+    cdef int error = 0
+    cdef mp_status status
+    cdef bint longer = False
+    cdef uint64_t before = 0
+    try:
+        before = regular_size(file, path)
+        longer = before < size
+        if longer:
+            _os.truncate(file, size)
+        array = map_file(content, file, path, "w+", True)
+    except:
+        if longer and regular_size(file, path) == size:
+            _os.truncate(file, before)
+        _os.close(file)
+        raise
+    with nogil:
+        status = mp_mapping_make_blank(array._c, &error)
+    array._check(status, error)
     return array
 
 

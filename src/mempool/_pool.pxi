@@ -86,20 +86,18 @@ leak_detection=None, account=None, name=None)\n--\n
         config.zero_on_release = check_bool(zero_on_release, "zero_on_release")
         config.source = NULL
         leaks = leak_mode(leak_detection)
-        if self._c is not NULL:  # an argument's __index__ may have initialised this very pool
+        own, weak, waiters = Account(name, parent=account), weak_reference(self), _deque()
+        config.account = (<Account>own)._c
+        if self._c is not NULL:  # an argument's __index__, or the collector, may have initialised this very pool
             raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
-        self._zeroes = config.zero_on_release
-        self._set_leaks(leaks)
-        self.name = name
-        self._weak = weak_reference(self)
-        self._waiters = _deque()
-        self._generation = mp_fork_generation()
-        self.account = Account(self.name, parent=account)
-        config.account = self.account._c
         status = mp_pool_create(&config, &self._c)
         if status != MP_OK:
             self._c = NULL
-            raise MemoryError(f"no memory for pool {self.name!r}")
+            raise MemoryError(f"no memory for pool {name!r}")
+        self._zeroes = config.zero_on_release
+        self._set_leaks(leaks)
+        self._generation = mp_fork_generation()
+        self.name, self.account, self._weak, self._waiters = name, own, weak, waiters
 
     def __dealloc__(self):
         if self._c is not NULL:

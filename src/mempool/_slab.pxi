@@ -10,6 +10,16 @@ from os import urandom as random_bytes
 cdef object _slab_number = iter(range(1, 1 << 62))
 
 
+cdef inline void end_slab_view(mp_slab *slab, void *item) noexcept:
+    cdef bint last = mp_slab_leave(slab, item)
+    if not last:
+        mp_slab_end(slab, False)
+        return
+    PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>mp_slab_base(slab))  # before the addresses can be anybody else's
+    with nogil:
+        mp_slab_end(slab, True)
+
+
 @cython.final
 @cython.freelist(64)
 @cython.no_gc
@@ -19,11 +29,10 @@ cdef class _ItemView:
     cdef mp_slab *slab
     cdef void *data
     cdef Py_ssize_t nbytes
-    cdef uintptr_t base
 
     def __dealloc__(self):
-        if self.slab is not NULL and mp_slab_unpin(self.slab, self.data):
-            PyTraceMalloc_Untrack(DOMAIN, self.base)
+        if self.slab is not NULL:
+            end_slab_view(self.slab, self.data)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_bytes(self, view, flags, self.data, &self.nbytes)
@@ -43,12 +52,8 @@ cdef class _SlabView:
     cdef Py_ssize_t nbytes
 
     def __dealloc__(self):
-        cdef bint gone
         if self.slab is not NULL:
-            with nogil:
-                gone = mp_slab_unview(self.slab)
-            if gone:
-                PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>self.data)
+            end_slab_view(self.slab, NULL)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_bytes(self, view, flags, self.data, &self.nbytes)
@@ -125,17 +130,16 @@ cdef class SlabAllocator:
         config.limit = _limit_to_c(limit)
         config.seed = int.from_bytes(random_bytes(8), "little")
         config.source = NULL
-        self._check_unused()  # an argument's __index__ may have initialised this very slab
-        self.name = name
-        self.dtype = dtype
-        self._item_size = config.item_size
-        self._wanted = config.max_items
-        self.account = Account(self.name, parent=account)
-        config.account = self.account._c
+        own = Account(name, parent=account)
+        config.account = (<Account>own)._c
+        self._check_unused()  # an argument's __index__, or the collector, may have initialised this very slab
         if mp_slab_create(&config, &self._c) != MP_OK:
             self._c = NULL
-            raise MemoryError(f"no memory, or no addresses, for slab {self.name!r}")
+            raise MemoryError(f"no memory, or no addresses, for slab {name!r}")
         self._base = <uintptr_t>mp_slab_base(self._c)
+        self._item_size = config.item_size
+        self._wanted = config.max_items
+        self.name, self.dtype, self.account = name, dtype, own
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -154,12 +158,14 @@ cdef class SlabAllocator:
         return self._c
 
     cdef void _end(self) noexcept:
-        cdef bint gone
+        cdef void *base
+        cdef size_t slots
+        cdef bint held = mp_slab_view(self._c, &base, &slots) == MP_OK  # so that the end of the memory is a view's
         self._closed = True
         with nogil:
-            gone = mp_slab_close(self._c)
-        if gone:
-            PyTraceMalloc_Untrack(DOMAIN, self._base)
+            mp_slab_close(self._c)
+        if held:
+            end_slab_view(self._c, NULL)
 
     # ---- items ----
 
@@ -248,14 +254,16 @@ cdef class SlabAllocator:
         StaleHandle
             The handle was freed, is of another slab, or was made up; of the latter two 1 in 2**30 may pass for one of a live item.
         """
-        cdef mp_status status = mp_slab_free(self._ready(), to_handle(handle))
+        cdef mp_status status
+        handle = to_int(handle)
+        status = mp_slab_free(self._ready(), to_handle(handle))
         if status != MP_OK:
             raise self._stale(status, handle)
 
     cdef object _stale(self, mp_status status, object handle):
         if status == MP_ERR_CLOSED:
             return ValueError(f"slab {self.name!r} is closed")
-        return StaleHandle(f"handle {shown(handle.__index__())} is no item of slab {self.name!r}: freed, foreign or made up")
+        return StaleHandle(f"handle {shown(handle)} is no item of slab {self.name!r}: freed, foreign or made up")
 
     def alloc_many(self, n):
         """Allocate `n` items, or none.
@@ -302,6 +310,7 @@ cdef class SlabAllocator:
         StaleHandle
             As `free`, or for a handle that is there twice; then nothing was freed.
         """
+        handles = numpy_asarray_of(handles)
         array = as_handles(handles)
         cdef size_t count = PyArray_SIZE(<PyArrayObject *><PyObject *>array), bad = 0
         cdef const mp_handle *data = <const mp_handle *>PyArray_DATA(<PyArrayObject *><PyObject *>array)
@@ -315,9 +324,8 @@ cdef class SlabAllocator:
     cdef object _stale_at(self, mp_status status, object handles, size_t bad):
         if status == MP_ERR_CLOSED:
             return self._stale(status, None)
-        array = numpy_asarray(handles)  # as given: the int64 of a larger number is another one
-        handle = array.reshape(-1)[bad].item()
-        which = f"handle {handle}, number {bad} of {array.size}"
+        handle = handles.reshape(-1)[bad].item()  # as given: the int64 of a larger number is another one
+        which = f"handle {handle}, number {bad} of {handles.size}"
         return StaleHandle(f"{which}, is no item of slab {self.name!r}: freed, foreign, made up, or there twice")
 
     def indices(self, handles):
@@ -338,6 +346,7 @@ cdef class SlabAllocator:
         StaleHandle
             As `free`.
         """
+        handles = numpy_asarray_of(handles)
         array = as_handles(handles)
         cdef PyArrayObject *given = <PyArrayObject *><PyObject *>array
         out = PyArray_SimpleNew(PyArray_NDIM(given), PyArray_DIMS(given), NPY_INTP)
@@ -354,12 +363,13 @@ cdef class SlabAllocator:
 
     cdef _ItemView _pin(self, object handle):
         cdef _ItemView view = _ItemView.__new__(_ItemView)
-        cdef mp_status status = mp_slab_pin(self._ready(), to_handle(handle), &view.data)
+        cdef mp_status status
+        handle = to_int(handle)
+        status = mp_slab_pin(self._ready(), to_handle(handle), &view.data)
         if status != MP_OK:
             raise self._stale(status, handle)
         view.slab = self._c
         view.nbytes = self._item_size
-        view.base = self._base
         return view
 
     cdef object _item(self, object handle):
@@ -373,7 +383,7 @@ cdef class SlabAllocator:
         if not is_one_handle(handle):
             return self.array[self.indices(handle)]
         item = self._item(handle)
-        if self.dtype is not None and PyDataType_HASFIELDS(<PyArray_Descr *><PyObject *>self.dtype):
+        if self.dtype is not None and self.dtype.kind == "V" and PyDataType_HASFIELDS(<PyArray_Descr *><PyObject *>self.dtype):
             return PyArray_ToScalar(PyArray_DATA(<PyArrayObject *><PyObject *>item), <PyArrayObject *><PyObject *>item)
         return item
 
@@ -395,7 +405,7 @@ cdef class SlabAllocator:
 
     def __contains__(self, handle):
         cdef mp_slab *c = self._open()
-        return is_one_handle(handle) and mp_slab_has(c, to_handle(handle))
+        return is_one_handle(handle) and mp_slab_has(c, to_handle(to_int(handle)))
 
     def __len__(self):
         return mp_slab_length(self._open())
@@ -432,6 +442,9 @@ cdef class SlabAllocator:
         if self.dtype is None:
             return array_on(view, view.data, None, 2, dims, NPY_ARRAY_CARRAY)
         return array_on(view, view.data, self.dtype, 1, dims, NPY_ARRAY_CARRAY)
+
+    def __array__(self, dtype=None, *, copy=None):
+        return as_asked(self.array, dtype, copy)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         array = self.array
@@ -518,71 +531,3 @@ cdef class SlabAllocator:
         if self._closed:
             return f"<mempool.SlabAllocator {self.name!r}, closed, of {kind}>"
         return f"<mempool.SlabAllocator {self.name!r}: {mp_slab_length(self._c)} items of {kind}>"
-
-
-# ---- arguments ----
-
-
-cdef object item_dtype(object item):
-    """None for a number of bytes."""
-    cdef PyArray_Descr *descr = NULL
-    if item is None:
-        raise TypeError("item must be a number of bytes or a dtype, not None")
-    if PyIndex_Check(item) and not isinstance(item, type):
-        return None
-    need_numpy()
-    PyArray_DescrConverter(item, &descr)
-    dtype = <object>descr
-    Py_DECREF(dtype)
-    check_plain(descr)
-    if <size_t>PyDataType_ELSIZE(descr) > MP_SLAB_MAX_ITEM:
-        raise ValueError(f"an item has at most {MP_SLAB_MAX_ITEM} bytes, dtype {dtype} has {PyDataType_ELSIZE(descr)}")
-    return dtype
-
-
-cdef size_t item_bytes(object item) except 0:
-    cdef size_t size = _size_to_c(item, "item")
-    if size == 0 or size > MP_SLAB_MAX_ITEM:
-        raise ValueError(f"an item has 1 to {MP_SLAB_MAX_ITEM} bytes, not {size}")
-    return size
-
-
-cdef size_t most_items(object value) except 0:
-    if value is None:
-        return MP_NO_LIMIT
-    cdef size_t most = _count_to_c(value, "max_items")
-    if most == 0:
-        raise ValueError("max_items must be more than 0")
-    return most
-
-
-cdef bint is_one_handle(object handle) except -1:
-    """Arrays of integers have __index__ too; those without a dimension are one handle."""
-    if PyLong_CheckExact(handle):
-        return True
-    if not PyIndex_Check(handle):
-        return False
-    need_numpy()
-    return not PyArray_Check(handle) or PyArray_NDIM(<PyArrayObject *><PyObject *>handle) == 0
-
-
-cdef mp_handle to_handle(object handle) except? -1:
-    """-1, which is nobody's, for what is no int64."""
-    cdef int overflow = 0
-    cdef mp_handle value
-    if not PyLong_CheckExact(handle):
-        if not PyIndex_Check(handle):
-            raise TypeError(f"a handle must be an int, not {handle!r}")
-        handle = handle.__index__()
-    value = as_int64(handle, &overflow)
-    return value if overflow == 0 else -1
-
-
-cdef object as_handles(object handles):
-    """An int64 array, C-contiguous."""
-    need_numpy()
-    handles = numpy_asarray(handles)
-    cdef PyArrayObject *array = <PyArrayObject *><PyObject *>handles
-    if PyArray_SIZE(array) > 0 and handles.dtype.kind not in "iu":
-        raise TypeError(f"handles must be int64, not {handles.dtype}")
-    return PyArray_FROM_OTF(handles, NPY_INT64, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST)
