@@ -35,6 +35,15 @@ static mp_status pin(mp_mapping *mapping, size_t start, size_t stop, bool inward
     return MP_OK;
 }
 
+/* The same for who asks nothing of the file, and so need not look at it. */
+static bool pin_quietly(mp_mapping *mapping, size_t start, size_t stop, span *out) {
+    mp_mapping_state state;
+    if (!mp_mapping_hold(mapping)) return false;
+    mp_mapping_look(mapping, &state);
+    *out = start <= stop && stop <= state.rows ? pages_of(mapping, start, stop, false) : (span){0};
+    return true;
+}
+
 static mp_status pin_all(mp_mapping *mapping, span *out) {
     mp_mapping_state state;
     mp_status status = mp_mapping_view(mapping, &state);
@@ -66,7 +75,7 @@ mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, in
 
 void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop) {
     span pages;
-    if (pin(mapping, start, stop, false, &pages) != MP_OK) return;
+    if (!pin_quietly(mapping, start, stop, &pages)) return;
     if (pages.size > 0) mp__os_populate(pages.start, pages.size);
     mp_mapping_unview(mapping);
 }
@@ -85,7 +94,7 @@ static bool is_cached(span pages) {
 void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop) {
     span pages;
     int ignored;
-    if (pin(mapping, start, stop, false, &pages) != MP_OK) return;
+    if (!pin_quietly(mapping, start, stop, &pages)) return;
     if (pages.size > 0 && mapping->is_file && !is_cached(pages)) (void)mp__os_prefetch(pages.start, pages.size, &ignored);
     mp_mapping_unview(mapping);
 }
