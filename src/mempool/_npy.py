@@ -69,10 +69,13 @@ class Draft:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
         if not self.overwrite and os.path.exists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path)
-        if os.path.exists(name) and not os.path.exists(os.path.realpath(name)):  # it has no name any more
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
-        if os.path.exists(name) and not os.path.isfile(name):
+        if not os.path.exists(name):
+            return
+        if not os.path.isfile(name):
             raise MappingError(f"{self.path!r} is no regular file: it is not overwritten")
+        real = os.path.realpath(name)
+        if not (os.path.exists(real) and os.path.samefile(name, real)):  # an open file that has no name any more
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
 
     def _write(self, header: bytes, size: int) -> None:
         with open(self.draft, "xb") as file:
