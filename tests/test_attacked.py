@@ -286,3 +286,22 @@ def test_accounts_of_closed_slabs_are_empty() -> None:
     assert above.used > 0
     del view, kept
     assert above.used == 0
+
+
+@pytest.mark.nosan
+def test_an_array_is_closed_without_memory_too(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("_testcapi")
+    run_python(
+        """
+        import _testcapi, mempool, os, sys
+        array = mempool.open_array(sys.argv[1], "w+", dtype="u1", shape=10)
+        kept = [array.array for _ in range(100)]  # no view object is left to be used again
+        _testcapi.set_nomemory(0)
+        try:
+            array.close()
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert array.closed
+        """,
+        tmp_path / "raw",
+    )

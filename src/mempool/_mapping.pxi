@@ -82,12 +82,22 @@ cdef class MappedArray:
                 mp_mapping_destroy(self._c)
 
     cdef mp_status _shut(self, bint revoke, int *error) noexcept:
+        """Held meanwhile, so that the memory ends here, with its trace gone before the addresses can be anybody else's."""
+        cdef mp_mapping_state state
         cdef mp_status status
-        held = self._hold()
+        cdef bint held
+        mp_mapping_look(self._c, &state)
+        held = mp_mapping_hold(self._c)
         with nogil:
             status = mp_mapping_revoke(self._c, error) if revoke else mp_mapping_close(self._c, error)
-        if revoke and held is not None:
-            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>(<_MappingView>held).data)
+        if not held:
+            return status
+        if revoke:
+            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>state.data)
+        if mp_mapping_leave(self._c):
+            PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>state.data)
+            with nogil:
+                mp_mapping_end(self._c)
         return status
 
     cdef _MappingView _hold(self):
