@@ -51,7 +51,7 @@ __all__ = [
     "open_array",
 ]
 
-_SUBMODULES = ("accounting", "errors", "settings", "units")
+_SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "settings", "shared", "units")
 
 
 def __getattr__(name: str) -> object:

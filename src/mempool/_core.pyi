@@ -291,3 +291,15 @@ def anonymous_array(
     shape: _Shape, dtype: DTypeLike, *, max_rows: SupportsIndex | None = None, shared: bool = False
 ) -> MappedArray: ...
 def guard_truncation() -> None: ...
+
+# ---- rings
+
+# ---- arenas
+
+# ---- io.BytesStream
+
+# ---- aio
+
+# ---- shared
+
+# ---- numpy

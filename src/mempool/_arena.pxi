@@ -1,0 +1,1 @@
+# Many small pieces of memory that end together.

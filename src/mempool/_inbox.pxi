@@ -1,0 +1,1 @@
+# Bytes that arrived from a peer and were not asked for yet.

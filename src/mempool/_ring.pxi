@@ -1,0 +1,1 @@
+# Bytes between one producer and one consumer, always in one piece.

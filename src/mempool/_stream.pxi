@@ -1,0 +1,1 @@
+# A file in memory, over a chain of leases.
