@@ -21,6 +21,7 @@ import mempool._core
 import mempool._records
 import mempool.accounting
 import mempool.errors
+import mempool.pickle
 import mempool.settings
 import mempool.units
 
@@ -33,6 +34,7 @@ MODULES = [
     mempool._records,
     mempool.accounting,
     mempool.errors,
+    mempool.pickle,
     mempool.settings,
     mempool.units,
 ]

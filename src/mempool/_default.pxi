@@ -41,6 +41,13 @@ def acquire(nbytes, *, bint zero=False, timeout=0):
     return pool.acquire(nbytes, zero=zero, timeout=timeout)
 
 
+def _lease_of_ours(BufferPool pool not None, nbytes, *, timeout=0):
+    """Lend memory as `BufferPool.acquire`; dropping the lease is how it is meant to end."""
+    cdef Buffer buffer = pool.acquire(nbytes, timeout=timeout)
+    buffer._flags |= OURS
+    return buffer
+
+
 def _rebuild_buffer(content):
     """Unpickle: content that is a lease already stays where it is, other content moves into one of the default pool."""
     cdef Py_buffer view

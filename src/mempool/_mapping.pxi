@@ -244,6 +244,14 @@ cdef class MappedArray:
     def __array__(self, dtype=None, *, copy=None):
         return as_asked(self._block(0, -1), dtype, copy)
 
+    def __dlpack__(self, **asked):
+        """Export as NumPy exports `.array`: to a consumer of DLPack 1.x a read-only array says so."""
+        return self._block(0, -1).__dlpack__(**asked)
+
+    def __dlpack_device__(self):
+        """Return ``(1, 0)``: the CPU."""
+        return self._block(0, -1).__dlpack_device__()
+
     def __getitem__(self, index):
         return self._block(0, -1)[index]
 
