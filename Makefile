@@ -10,6 +10,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SANITIZE_CC ?= gcc
 
+# The tests in a process for each core, four at most.
+pytest := -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check --quiet
 tag := $(patsubst .%,%,$(notdir $(VENV)))
@@ -31,7 +34,7 @@ bench: $(VENV)/.with-bench $(VENV)/.built  ## move real files through the pool; 
 
 test: $(VENV)/.with-test $(VENV)/.built  ## the C tests, then the Python tests
 	$(MAKE) -C csrc test
-	$(python) -m pytest -q $(PYTEST_ARGS)
+	$(python) $(pytest) $(PYTEST_ARGS)
 
 lint: $(VENV)/.with-lint  ## formats, types, warnings of every compiler here, wheel configuration
 	$(VENV)/bin/ruff check $(pythons)
@@ -59,7 +62,7 @@ wheel: $(VENV)/.with-wheel  ## sdist, wheel from it, and the sdist's tests on th
 	$(PYTHON) -m venv build/wheel-venv
 	build/wheel-venv/bin/python -m pip --disable-pip-version-check --quiet install "$$(echo dist/*.whl)[test]"
 	$(MAKE) -C build/sdist/csrc test
-	cd build/sdist && ../wheel-venv/bin/python -m pytest -q $(PYTEST_ARGS)
+	cd build/sdist && ../wheel-venv/bin/python $(pytest) $(PYTEST_ARGS)
 
 sanitize: sanitize-c sanitize-python  ## ASan and UBSan on the C and Python tests, TSan on the C stress tests
 
@@ -73,7 +76,7 @@ sanitize-python: $(VENV)/.with-test $(VENV)/.built build/$(tag)-asan/.built
 	PYTHONPATH=$(CURDIR)/build/$(tag)-asan/lib PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(SANITIZE_CC) -print-file-name=libasan.so) $$($(SANITIZE_CC) -print-file-name=libstdc++.so)" \
-	$(python) -m pytest -q -m "not nosan" $(PYTEST_ARGS)
+	$(python) $(pytest) -m "not nosan" $(PYTEST_ARGS)
 
 fuzz:  ## the fuzzers of the C core (clang), FUZZ_SECONDS each
 	$(MAKE) -C csrc fuzz

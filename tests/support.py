@@ -22,6 +22,13 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
         time.sleep(0.0005)
 
 
+class Strange:
+    """An object that is of no use anywhere, with a name that is the same in each process: test ids are made of it."""
+
+    def __repr__(self) -> str:
+        return "Strange()"
+
+
 class Thread(threading.Thread):
     """A thread whose result, or exception, `result()` hands over."""
 

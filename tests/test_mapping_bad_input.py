@@ -293,6 +293,9 @@ def test_permissions(run_python: Callable[..., Any], path: Path) -> None:
 
 
 class Evil:
+    def __repr__(self) -> str:
+        return "Evil()"
+
     def __index__(self) -> int:
         raise ZeroDivisionError
 

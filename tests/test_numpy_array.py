@@ -9,6 +9,7 @@ import pytest
 
 import mempool
 from lease_views import lend, pattern
+from support import Strange
 
 SIZE = 4096
 
@@ -163,7 +164,7 @@ BAD_TYPES: list[dict[str, Any]] = [
     {"shape": [[2]]},
     {"dtype": "no such type"},
     {"dtype": 5},
-    {"dtype": object()},
+    {"dtype": Strange()},
 ]
 
 

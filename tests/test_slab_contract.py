@@ -11,7 +11,7 @@ import pytest
 
 import mempool
 from mempool import Account, SlabAllocator, SlabStats, StaleHandle, accounting
-from support import MIB
+from support import MIB, Strange
 
 SIGNATURES = {
     SlabAllocator: "(item, *, max_items=None, limit=None, account=None, name=None)",
@@ -214,7 +214,7 @@ def test_foreign_handles_are_stale() -> None:
     assert len(ours) == len(other) == len(mine)
 
 
-NO_INTS: list[Any] = [1.0, "5", b"5", None, object(), 1j, float("nan")]
+NO_INTS: list[Any] = [1.0, "5", b"5", None, Strange(), 1j, float("nan")]
 
 
 @pytest.mark.parametrize("value", NO_INTS, ids=repr)
@@ -371,7 +371,7 @@ def test_free_many_of_an_item_shared_by_two_views() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[1.5], [None], ["5"], [True, False], [object()], [1j], np.zeros(2, "M8[s]"), [[1.0]]], ids=repr
+    "value", [[1.5], [None], ["5"], [True, False], [Strange()], [1j], np.zeros(2, "M8[s]"), [[1.0]]], ids=repr
 )
 @pytest.mark.parametrize("use", ["free_many", "indices"])
 def test_what_holds_no_integers_holds_no_handles(use: str, value: Any) -> None:
