@@ -104,6 +104,8 @@ static mp_status enter(mp_heap *heap, mp_block *block) {
     return MP_OK;
 }
 
+static void remove_entry(entry *gone) { atomic_store_explicit(&gone->address, 0, memory_order_release); }
+
 /* ---- the life of a heap ---- */
 
 mp_status mp_heap_create(mp_pool *pool, void *owner, mp_heap **out) {
@@ -186,7 +188,7 @@ mp_heap *mp_heap_take_out(void *ptr, mp_block **block) {
     if (found == NULL) return NULL;
     mp_heap *heap = found->heap;
     *block = found->block;
-    atomic_store_explicit(&found->address, 0, memory_order_release);
+    remove_entry(found);
     return heap;
 }
 
@@ -196,17 +198,18 @@ static bool fits(const mp_block *block, size_t nbytes) { return nbytes <= block-
 mp_status mp_heap_realloc(void *ptr, size_t nbytes, void **out, mp_heap **waiting) {
     entry *found = find(ptr);
     mp_status status = MP_ERR_INVALID;
-    mp_block *block;
     *waiting = NULL;
     if (found == NULL) return MP_ERR_STALE;
-    if (!fits(found->block, nbytes)) status = mp_heap_alloc(found->heap, nbytes, false, out);
-    if (status != MP_OK && nbytes <= found->block->capacity) {
+    mp_block *block = found->block;
+    mp_heap *heap = found->heap;
+    if (!fits(block, nbytes)) status = mp_heap_alloc(heap, nbytes, false, out);
+    if (status != MP_OK && nbytes <= block->capacity) {
         *out = ptr;
-        return mp_pool_resize(found->block, nbytes);
+        return mp_pool_resize(block, nbytes);
     }
     if (status != MP_OK) return status;
-    memcpy(*out, ptr, found->block->requested < nbytes ? found->block->requested : nbytes);
-    mp_heap *heap = mp_heap_take_out(ptr, &block);
+    memcpy(*out, ptr, block->requested < nbytes ? block->requested : nbytes);
+    remove_entry(found);
     if (mp_pool_release(block, MP_END_RELEASED)) *waiting = heap;
     (void)mp_heap_release(heap); /* never the last: the new block has one */
     return MP_OK;
