@@ -89,6 +89,15 @@ bool mp__pool_has_idle(mp_pool *pool);
 
 bool mp__pool_check(mp_pool *pool);
 
+/* ---- pool.c ---- */
+
+/* While held the structure stays, also after mp_pool_destroy. */
+void mp__pool_hold(mp_pool *pool);
+void mp__pool_let_go(mp_pool *pool);
+/* As mp_block_zero, but what is large gets fresh pages from the OS, so that what is not touched is not resident. On MP_ERR_NOMEM the
+ * lease has ended. */
+mp_status mp__block_blank(mp_block *block, size_t nbytes);
+
 /* ---- slab_check.c: with the slab's lock ---- */
 
 bool mp__slab_check(mp_slab *slab);

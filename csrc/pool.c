@@ -11,6 +11,9 @@
 #include "shard.h"
 #include "sizeclass.h"
 
+/* From here on clearing costs more than new pages do, if not all of them are touched; glibc's calloc draws the same line. */
+#define BLANK_FROM ((size_t)32 << 20)
+
 _Thread_local unsigned mp__shard_hint MP_TLS_FAST;
 
 /* ---- life ---- */
@@ -119,6 +122,9 @@ static void free_pool(mp_pool *pool) {
     source->free(source->context, pool);
 }
 
+/* With the lock held: nobody will ever need it again. */
+static bool is_done(mp_pool *pool) { return pool->orphaned && pool->holds == 0 && mp__pool_lent(pool) == 0; }
+
 void mp_pool_close(mp_pool *pool) {
     mp__mutex_lock(&pool->lock);
     close_locked(pool);
@@ -131,7 +137,21 @@ void mp_pool_destroy(mp_pool *pool) {
     mp__mutex_lock(&pool->lock);
     close_locked(pool);
     pool->orphaned = true;
-    bool done = mp__pool_lent(pool) == 0;
+    bool done = is_done(pool);
+    mp__mutex_unlock(&pool->lock);
+    if (done) free_pool(pool);
+}
+
+void mp__pool_hold(mp_pool *pool) {
+    mp__mutex_lock(&pool->lock);
+    pool->holds++;
+    mp__mutex_unlock(&pool->lock);
+}
+
+void mp__pool_let_go(mp_pool *pool) {
+    mp__mutex_lock(&pool->lock);
+    pool->holds--;
+    bool done = is_done(pool);
     mp__mutex_unlock(&pool->lock);
     if (done) free_pool(pool);
 }
@@ -217,7 +237,7 @@ static MP_NOINLINE bool give_slowly(mp__class *cls, mp__block *block, unsigned e
         if (excess > 0) (void)mp__pool_give_back(pool, excess, false);
         keep(pool, flags);
     }
-    bool done = pool->orphaned && mp__pool_lent(pool) == 0;
+    bool done = is_done(pool);
     MP_CHECK(pool);
     mp__mutex_unlock(&pool->lock);
     if (done) free_pool(pool);
@@ -251,6 +271,32 @@ static inline bool give(mp__block *block, unsigned event) {
     mp__shard_push(shard, block);
     mp__shard_unlock(shard);
     return false;
+}
+
+/* The OS has the block's pages and gives none for them: the block goes to the OS as well. */
+static void give_torn(mp__class *cls, mp__block *block) {
+    mp_pool *pool = cls->pool;
+    mp__mutex_lock(&pool->lock);
+    unsigned flags = mp__pool_flags(pool);
+    (void)too_much(pool, flags, cls->size);
+    note(cls, block, MP_END_RELEASED);
+    mp__pool_give_one(block);
+    keep(pool, flags);
+    MP_CHECK(pool);
+    mp__mutex_unlock(&pool->lock);
+}
+
+mp_status mp__block_blank(mp_block *lease, size_t nbytes) {
+    mp__block *block = (mp__block *)lease;
+    const mp_source *source = block->cls->pool->config.source;
+    if (block->clean) return MP_OK;
+    if (nbytes < BLANK_FROM || source->decommit(source->context, lease->data, lease->capacity) != MP_OK) {
+        memset(lease->data, 0, nbytes);
+        return MP_OK;
+    }
+    if (source->commit(source->context, lease->data, lease->capacity) == MP_OK) return MP_OK;
+    give_torn(block->cls, block);
+    return MP_ERR_NOMEM;
 }
 
 bool mp_pool_release(mp_block *lease, mp_end end) {

@@ -124,7 +124,8 @@ struct mp_pool {
     size_t limit, reserved, peak;
     uint64_t due; /* next tick; MP_NEVER while asleep */
     atomic_ullong waits, exhausted;
-    bool orphaned; /* its owner is gone: the last block that comes back frees it */
+    bool orphaned; /* its owner is gone: the last block that comes back, or the last heap, frees it */
+    size_t holds;  /* heaps that need the structure */
     _Atomic(mp__class *) classes[MP__CLASSES];
 };
 

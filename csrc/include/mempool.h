@@ -189,6 +189,38 @@ MP_API size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes);
 /* Walks every structure of the pool; false if any invariant is broken. For tests and debug builds. */
 MP_API bool mp_pool_is_valid(mp_pool *pool);
 
+/* ---- heaps: memory that is named by its address ------------------------------------------------------------------------------ */
+
+/* A malloc-shaped face over a pool, for who has to free any pointer that comes along. It lives until its last reference and its last
+ * block went, holds the structures of the pool, and lends no more once the pool is closed or destroyed. */
+typedef struct mp_heap mp_heap;
+
+/* Less, and less than a page, is refused with MP_ERR_INVALID. */
+#define MP_HEAP_LEAST ((size_t)32 << 10)
+
+/* `owner` is for the caller alone. The heap starts with one reference. */
+MP_API mp_status mp_heap_create(mp_pool *pool, void *owner, mp_heap **out);
+MP_API void mp_heap_retain(mp_heap *heap);
+/* The owner if this was the last reference, else NULL. */
+MP_API void *mp_heap_release(mp_heap *heap);
+MP_API void *mp_heap_owner(const mp_heap *heap);
+/* Whether memory is cleared when it comes back. */
+MP_API bool mp_heap_clears(const mp_heap *heap);
+
+/* One heap for all who name none: NULL, or a reference. Setting takes over the caller's reference and gives the one before back. */
+MP_API mp_heap *mp_heap_current(void);
+MP_API mp_heap *mp_heap_set_current(mp_heap *heap);
+
+/* Page-aligned. Large zeroed memory is no more resident than memory that the OS has just given. */
+MP_API mp_status mp_heap_alloc(mp_heap *heap, size_t nbytes, bool zero, void **out);
+/* Any pointer may be asked for; true if a heap lent it, and how much is used of it. */
+MP_API bool mp_heap_has(const void *ptr, size_t *nbytes);
+/* In place if the block fits, else moved within its heap; what shrinks stays if it cannot move. MP_ERR_STALE: not from a heap.
+ * `*waiting` (not NULL) is the heap if somebody waits for what came back; it lives as long as `*out`. */
+MP_API mp_status mp_heap_realloc(void *ptr, size_t nbytes, void **out, mp_heap **waiting);
+/* From now on the lease, which mp_pool_release ends, and the reference of the block are the caller's. NULL: not from a heap. */
+MP_API mp_heap *mp_heap_take_out(void *ptr, mp_block **block);
+
 /* ---- slabs: items of one size that never move ------------------------------------------------------------------------------- */
 
 /* Names one life of one item: positive; a slot that is used again has another handle. */

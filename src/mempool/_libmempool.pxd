@@ -110,6 +110,23 @@ cdef extern from "mempool.h" nogil:
     size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity)
     size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes)
 
+    ctypedef struct mp_heap:
+        pass
+
+    const size_t MP_HEAP_LEAST
+
+    mp_status mp_heap_create(mp_pool *pool, void *owner, mp_heap **out)
+    void *mp_heap_release(mp_heap *heap)
+    void mp_heap_retain(mp_heap *heap)
+    void *mp_heap_owner(const mp_heap *heap)
+    bint mp_heap_clears(const mp_heap *heap)
+    mp_heap *mp_heap_current()
+    mp_heap *mp_heap_set_current(mp_heap *heap)
+    mp_status mp_heap_alloc(mp_heap *heap, size_t nbytes, bint zero, void **out)
+    bint mp_heap_has(const void *ptr, size_t *nbytes)
+    mp_status mp_heap_realloc(void *ptr, size_t nbytes, void **out, mp_heap **waiting)
+    mp_heap *mp_heap_take_out(void *ptr, mp_block **block)
+
     ctypedef int64_t mp_handle
 
     ctypedef struct mp_slab:
