@@ -161,6 +161,7 @@ cdef class _Chain:
     cdef Buffer _lease(self, Py_ssize_t i):
         return self._first if i == 0 else <Buffer>self._more[i - 1]
 
+    @cython.final
     cdef Py_ssize_t _find(self, Py_ssize_t offset) noexcept:
         """The link of a byte; the offset is below `_room`."""
         cdef Py_ssize_t i = self._at, low = 0, high = self._count - 1
@@ -179,6 +180,7 @@ cdef class _Chain:
         self._at = low
         return low
 
+    @cython.final
     cdef int _make_space(self) except -1:
         """Memory for one more link. May run Python."""
         cdef Link *links
@@ -204,6 +206,7 @@ cdef class _Chain:
         self._space = space
         return 0
 
+    @cython.final
     cdef int _link(self, Buffer lease) except -1:
         """Put a lease at the end; there is space for it."""
         cdef Link *link = &self._links[self._count]
@@ -220,6 +223,7 @@ cdef class _Chain:
         self._version += 1
         return 0
 
+    @cython.final
     cdef void _drop_from(self, Py_ssize_t keep) noexcept:
         """Give back what is behind the content, but for so many links. Runs Python between two links."""
         cdef Buffer lease
@@ -243,6 +247,7 @@ cdef class _Chain:
 
     # ---- room, and blocks that may be changed ----
 
+    @cython.final
     cdef BufferPool _source(self):
         cdef BufferPool pool
         if self._pool is None:
@@ -251,6 +256,7 @@ cdef class _Chain:
                 self._pool = pool
         return self._pool
 
+    @cython.final
     cdef int _grow(self, Py_ssize_t end) except -1:
         """Add one block; if the chain has changed meanwhile, none."""
         cdef BufferPool pool = self._source()
@@ -315,11 +321,13 @@ cdef class _Chain:
 
     # ---- content ----
 
+    @cython.final
     cdef int _check_open(self) except -1:
         if self._closed:
             raise ValueError("I/O operation on closed file.")
         return 0
 
+    @cython.final
     cdef int _check_changeable(self) except -1:
         if self._closed:
             raise ValueError("I/O operation on closed file.")
@@ -327,6 +335,7 @@ cdef class _Chain:
             raise BufferError("Existing exports of data: object cannot be re-sized")
         return 0
 
+    @cython.final
     cdef Py_ssize_t _put(self, const char *data, Py_ssize_t n) except -1:
         """Write at the position."""
         cdef Py_ssize_t end
@@ -348,6 +357,7 @@ cdef class _Chain:
         self._size = max(self._size, end)
         return n
 
+    @cython.final
     cdef void _move(self, Py_ssize_t start, char *memory, Py_ssize_t n, bint inward) noexcept:
         """Copy between a range and memory; NULL: clear the range."""
         cdef Py_ssize_t i, offset, step
@@ -410,6 +420,7 @@ cdef class _Chain:
         piece.data = link.data + offset
         piece.size = stop - offset
 
+    @cython.final
     cdef bytes _copy(self, Py_ssize_t start, Py_ssize_t n):
         """A range as bytes, copied at once."""
         cdef bytes out
@@ -441,6 +452,7 @@ cdef class _Chain:
         drop_pieces(pieces, count)
         return out
 
+    @cython.final
     cdef bytes _take(self, Py_ssize_t n):
         """Read at the position, at most so many bytes; negative: to the end."""
         cdef bytes out = None
@@ -456,6 +468,7 @@ cdef class _Chain:
             self._pos += left
         return out
 
+    @cython.final
     cdef Py_ssize_t _line(self, Py_ssize_t most) noexcept:
         """Length of the line at the position, at most so much; negative: no bound."""
         cdef Py_ssize_t at = self._pos, stop = self._size, i, offset, step

@@ -15,6 +15,7 @@ cdef extern from "Python.h":
     bint PyBytes_CheckExact(object)
     int PyBUF_CONTIG_RO
     int INT_MAX
+    PyObject *PyErr_Occurred()
 
 
 @cython.final
@@ -109,13 +110,12 @@ cdef class BytesStream(_Chain):
         return 0
 
     def __del__(self):
-        if type(self) is BytesStream:
-            with cython.critical_section(self):
-                self._end()
-        elif not self.closed:
+        # As io.IOBase has it: a subclass may do more in its close().
+        if not self.closed:
             self._finalizing = True
             self.close()
 
+    @cython.final
     cdef void _end(self) noexcept:
         if not self._exports:
             self._closed = True
@@ -169,8 +169,22 @@ cdef class BytesStream(_Chain):
         with cython.critical_section(self):
             return self._take_line(n)
 
+    @cython.final
     cdef bytes _take_line(self, Py_ssize_t most):
+        cdef Link *link
+        cdef char *start
+        cdef char *found
         self._check_open()
+        if most < 0 and self._at < self._count and self._pos < self._size:
+            # The hot path: the line ends in the block that was used last.
+            link = &self._links[self._at]
+            if 0 <= self._pos - link.start < link.room:
+                start = link.data + (self._pos - link.start)
+                found = <char *>memchr(start, 10, min(link.room - (self._pos - link.start), self._size - self._pos))
+                if found is not NULL:
+                    line = PyBytes_FromStringAndSize(start, found - start + 1)
+                    self._pos += found - start + 1
+                    return line
         return self._take(self._line(most))
 
     def readlines(self, size=None, /):
@@ -191,7 +205,6 @@ cdef class BytesStream(_Chain):
         return lines
 
     def __iter__(self):
-        self._check_open()
         return self
 
     def __next__(self):
@@ -234,6 +247,7 @@ cdef class BytesStream(_Chain):
             PyBuffer_Release(&view)
         return written
 
+    @cython.final
     cdef Py_ssize_t _put_bytes(self, bytes data) except -1:
         """The hot path: it goes to the end, and the block has room."""
         cdef Py_ssize_t n = len(data), offset
@@ -459,15 +473,15 @@ cdef class BytesStream(_Chain):
         if not isinstance(state, tuple) or len(state) < 3:
             kind = type(self).__name__, type(state).__name__
             raise TypeError("%.200s.__setstate__ argument should be 3-tuple, got %.200s" % kind)
+        self._check_changeable()
         value, position, attributes = state[0], state[1], state[2]
         if not isinstance(position, int):
-            raise TypeError(f"second item of state must be an integer, got {type(position).__name__}")
+            raise TypeError(f"second item of state must be an integer, not {type(position).__name__}")
         if attributes is not None and not isinstance(attributes, dict):
             raise TypeError(f"third item of state should be a dict, got a {type(attributes).__name__}")
         at = to_ssize(position, OverflowError)
         if at < 0:
             raise ValueError("position value cannot be negative")
-        self._check_changeable()
         BytesStream.__init__(self, value, pool=self._pool)
         self._pos = at
         if attributes is not None:
@@ -488,8 +502,14 @@ cdef list views_of(Piece *pieces, Py_ssize_t count):
 
 cdef Py_ssize_t optional_size(object value, Py_ssize_t default) except? -2:
     """A size as files take it."""
+    cdef Py_ssize_t size
     if value is None:
         return default
+    if PyLong_CheckExact(value):
+        size = as_ssize(value)
+        if size != -1 or PyErr_Occurred() is NULL:
+            return size
+        PyErr_Clear()
     if not PyIndex_Check(value):
         raise TypeError(f"argument should be integer or None, not '{type(value).__name__}'")
     return to_ssize(value, OverflowError)
@@ -508,6 +528,38 @@ cdef int to_whence(object value) except? -1:
 
 cdef object _operator_index
 from operator import index as _operator_index
+
+# ---- the death of a stream ----
+#
+# The memory is back before a callback of a weak reference runs; and the attributes are let go, which somebody may still look at:
+# Cython would clear them.
+
+cdef destructor cython_dealloc_stream = (<PyTypeObject *>BytesStream).tp_dealloc
+(<PyTypeObject *>BytesStream).tp_dealloc = <destructor>dealloc_stream
+
+
+cdef void dealloc_stream(PyObject *dying) noexcept:
+    # `<BytesStream>dying` borrows: nobody may take a reference to an object that has none left.
+    cdef PyObject **attributes = <PyObject **>(<char *>dying + (<PyTypeObject *>BytesStream).tp_dictoffset)
+    cdef PyObject *held
+    PyObject_GC_UnTrack(dying)
+    if (<BytesStream>dying)._count or attributes[0] is not NULL:
+        held = attributes[0]
+        attributes[0] = NULL
+        end_aside(dying, held)
+    cython_dealloc_stream(dying)
+
+
+cdef void end_aside(PyObject *dying, PyObject *held) noexcept:
+    """Let memory and attributes go, with the exception that is on its way put aside."""
+    cdef PyObject *kind
+    cdef PyObject *error
+    cdef PyObject *traceback
+    PyErr_Fetch(&kind, &error, &traceback)
+    (<BytesStream>dying)._end()
+    Py_XDECREF(held)
+    PyErr_Restore(kind, error, traceback)
+
 
 # Files are told by their type: this one is a file, and its name is where it is imported from.
 _io.BufferedIOBase.register(BytesStream)
