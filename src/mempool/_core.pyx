@@ -7,7 +7,7 @@ Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buff
 `_dlpack.pxi` (views for NumPy and others), `_leaks.pxi` (stacks and warnings), `_waiting.pxi` (who waits for memory),
 `_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process), `_slab_arguments.pxi` and
 `_slab.pxi` (items with handles), `_mapping_view.pxi`, `_mapping.pxi`, `_blocks.pxi` and `_opening.pxi` (arrays in files),
-`_ring.pxi` and `_arena.pxi`; then what the movement modules are built on: `_stream.pxi` (io.BytesStream), `_inbox.pxi` (aio),
+`_ring.pxi` and `_arena.pxi`; then what the movement modules are built on: `_chain.pxi` and `_stream.pxi` (io.BytesStream), `_inbox.pxi` (aio),
 `_shared.pxi` (shared) and `_heap.pxi` (numpy).
 
 Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool. And one
@@ -32,7 +32,7 @@ from cpython.object cimport Py_EQ, Py_NE, PyTypeObject, destructor
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from mempool._libmempool cimport *
 
@@ -84,6 +84,7 @@ include "_blocks.pxi"
 include "_opening.pxi"
 include "_ring.pxi"
 include "_arena.pxi"
+include "_chain.pxi"
 include "_stream.pxi"
 include "_inbox.pxi"
 include "_shared.pxi"
