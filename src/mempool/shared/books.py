@@ -95,8 +95,10 @@ class Books:
     def again(self, segment: Segment, index: int, generation: int, nbytes: int) -> _SharedHold | None:
         """A message came home: return one more hold of the block; None if the message is too old."""
         with self.lock:
+            if segment.nonce not in self.segments:
+                return None
             block = segment.blocks[index]
-            if self.closed or block.get(GENERATION) != generation:
+            if block.get(GENERATION) != generation:
                 return None
             hold = self._hold(block, nbytes)
             self.waiting.pop(block, None)
@@ -188,6 +190,7 @@ class Books:
             self.reserved -= segment.memory.nbytes
             blocks = [block for block in self.idle.get(segment.capacity, []) if block.segment is not segment]
             self.idle[segment.capacity] = blocks
+            segment.blocks = []  # they name the segment: no circle shall keep the memory until the collector comes
 
     def awaits(self) -> bool:
         """Whether a message of a block may still arrive."""
@@ -207,7 +210,7 @@ class Books:
             self.gather()
             self.drop_idle()
             now = time.monotonic_ns()
-            for segment in list(self.segments.values()):
+            for segment in list(self.segments.values()):  # what is left is in use somewhere
                 here.closed[segment.memory] = self.terms
                 self.left.append(weakref.ref(segment.memory))
                 for block in segment.blocks:

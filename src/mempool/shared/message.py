@@ -92,9 +92,10 @@ def receive(message: Message) -> "tuple[_SharedHold, SharedPool | None]":
     pool = owner[0]() if owner is not None else None
     if owner is not None and pool is not None:
         hold = pool._books.again(owner[1], message.index, message.generation, message.nbytes)
-        if hold is None:
+        if hold is not None:
+            return hold, pool
+        if not pool.closed:
             raise Lost(_too_old(message))
-        return hold, pool
     try:
         check_platform()
         return _attach(message), None
