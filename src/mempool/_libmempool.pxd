@@ -25,6 +25,7 @@ cdef extern from "mempool.h" nogil:
         pass
 
     mp_status mp_account_create(mp_account *parent, size_t limit, const mp_source *source, mp_account **out)
+    void mp_account_retain(mp_account *account)
     void mp_account_release(mp_account *account)
     mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **binding)
     void mp_account_discharge(mp_account *account, size_t nbytes)

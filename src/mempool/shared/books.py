@@ -1,0 +1,220 @@
+"""The books of a pool: which block is lent, on its way, held elsewhere, or idle.
+
+    idle --lend--> lent here --last view here dies--> waiting --nobody has it--> idle
+                       ^                                 |
+                       +------ a message comes home -----+
+
+`waiting` blocks are asked for when memory is wanted. Whether another process has one is the kernel's to say: see `Block.reclaim`.
+Invariant: a block is in `idle`, in `waiting`, or has holds; `reserved` is the bytes of all `segments`.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+
+from mempool._core import Account, _SharedHold, _SharedMemory
+from mempool.errors import AccountLimitExceeded, PoolExhausted
+from mempool.shared.layout import GENERATION, HEADER, IN_FLIGHT, block_size, blocks_per_segment, word
+from mempool.shared.registry import Terms, here
+from mempool.shared.segment import Block, Ref, Segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mempool.shared.pool import SharedPool
+
+__all__: list[str] = []
+
+
+class Books:
+    """State of one pool. Its own object, so that it can be closed after the pool is gone."""
+
+    def __init__(self, name: str, limit: int | None, account: Account, terms: Terms) -> None:
+        self.name, self.limit, self.account, self.terms = name, limit, account, terms
+        self.peak = self.acquires = self.hits = self.exhausted = 0
+        self.pool: weakref.ref[SharedPool] | None = None
+        self.closed = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with nothing, as a child of fork does."""
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.idle: dict[int, list[Block]] = {}
+        self.waiting: dict[Block, None] = {}
+        self.segments: dict[bytes, Segment] = {}
+        self.returned: deque[weakref.ref[_SharedHold]] = deque()
+        self.refs: dict[int, Ref] = {}
+        self.reserved = 0
+        self.left: list[weakref.ref[_SharedMemory]] = []  # of a closed pool: what views may still keep
+
+    # ---- lending
+
+    def lend(self, nbytes: int) -> tuple[_SharedHold, bool]:
+        """Return a hold of a free block, and whether its bytes are zeros."""
+        here.sweep()
+        with self.lock:
+            if self.closed:
+                raise ValueError(f"pool {self.name!r} is closed")
+            block, fresh = self._free_block(nbytes)
+            try:
+                hold = self._hold(block, nbytes)
+            except BaseException:
+                self._make_idle(block)
+                raise
+            block.fresh = False
+            self.acquires += 1
+            return hold, fresh
+
+    def _free_block(self, nbytes: int) -> tuple[Block, bool]:
+        """Take a block out of `idle`; makes a segment if there is none."""
+        capacity = block_size(nbytes)
+        blocks = self.idle.get(capacity)
+        if not blocks:
+            self.gather()
+            blocks = self.idle.get(capacity)
+        if blocks:
+            self.hits += 1
+        else:
+            self._grow(nbytes, capacity)
+            blocks = self.idle[capacity]
+        block = blocks.pop()
+        block.segment.ready -= 1
+        return block, block.fresh
+
+    def _hold(self, block: Block, nbytes: int) -> _SharedHold:
+        segment = block.segment
+        hold = _SharedHold(segment.memory, block.index, segment.capacity, nbytes)
+        ref = Ref(hold, self.returned.append)
+        ref.block = block
+        self.refs[id(ref)] = ref
+        block.holds += 1
+        return hold
+
+    def again(self, segment: Segment, index: int, generation: int, nbytes: int) -> _SharedHold | None:
+        """A message came home: return one more hold of the block; None if the message is too old."""
+        with self.lock:
+            if segment.nonce not in self.segments:
+                return None
+            block = segment.blocks[index]
+            if block.get(GENERATION) != generation:
+                return None
+            hold = self._hold(block, nbytes)
+            self.waiting.pop(block, None)
+            segment.memory.drop(word(index, IN_FLIGHT))
+            return hold
+
+    # ---- growing
+
+    def _grow(self, nbytes: int, capacity: int) -> None:
+        if self._find_ended() and self.idle.get(capacity):
+            return
+        count = blocks_per_segment(capacity)
+        size = capacity * count + HEADER
+        if self.limit is not None and self.reserved + size > self.limit:
+            self.drop_idle()
+            room = (self.limit - self.reserved - HEADER) // capacity
+            if room < 1:
+                raise self._no_room(nbytes)
+            count = min(count, room)
+        try:
+            segment = Segment(capacity, count, self.account)
+        except AccountLimitExceeded:
+            if not self.drop_idle():
+                raise
+            segment = Segment(capacity, count, self.account)
+        self._add(segment)
+
+    def _add(self, segment: Segment) -> None:
+        self.segments[segment.nonce] = segment
+        if self.pool is not None:
+            here.owned[segment.nonce] = (self.pool, segment)
+        self.idle.setdefault(segment.capacity, []).extend(reversed(segment.blocks))
+        segment.ready = len(segment.blocks)
+        self.reserved += segment.memory.nbytes
+        self.peak = max(self.peak, self.reserved)
+
+    def _no_room(self, nbytes: int) -> PoolExhausted:
+        self.exhausted += 1
+        limit = self.limit or 0
+        text = f"pool {self.name!r} cannot lend {nbytes} bytes, a block of {block_size(nbytes)}"
+        return PoolExhausted(f"{text}: {self.reserved} in use, limit {limit}", nbytes, self.reserved, limit)
+
+    # ---- taking back
+
+    def drain(self) -> None:
+        """Note which leases have ended in this process."""
+        while self.returned:
+            ref = self.refs.pop(id(self.returned.popleft()), None)
+            if ref is not None:
+                ref.block.holds -= 1
+                if ref.block.holds == 0:
+                    self.waiting[ref.block] = None
+
+    def _find_ended(self) -> bool:
+        """Look for leases whose end could not be noted, as there was no memory for it; whether there were any."""
+        ended = [ref for ref in list(self.refs.values()) if ref() is None]
+        self.returned.extend(ended)
+        if ended:
+            self.gather()
+        return bool(ended)
+
+    def gather(self) -> None:
+        """Make idle what nobody has any more."""
+        self.drain()
+        now = time.monotonic_ns()
+        for block in list(self.waiting):
+            if block.reclaim(now, self.terms.patience):
+                self.waiting.pop(block, None)
+                self._make_idle(block)
+
+    def _make_idle(self, block: Block) -> None:
+        block.segment.ready += 1
+        if not block.spoiled:
+            self.idle.setdefault(block.segment.capacity, []).append(block)
+        elif block.segment.ready == len(block.segment.blocks):
+            self._drop(block.segment)
+
+    def drop_idle(self) -> int:
+        """Give segments back of which no block is used; returns their bytes."""
+        before = self.reserved
+        for segment in list(self.segments.values()):
+            if segment.ready == len(segment.blocks):
+                self._drop(segment)
+        return before - self.reserved
+
+    def _drop(self, segment: Segment) -> None:
+        here.owned.pop(segment.nonce, None)
+        if self.segments.pop(segment.nonce, None) is not None:
+            self.reserved -= segment.memory.nbytes
+            blocks = [block for block in self.idle.get(segment.capacity, []) if block.segment is not segment]
+            self.idle[segment.capacity] = blocks
+            segment.blocks = []  # they name the segment: no circle shall keep the memory until the collector comes
+
+    def awaits(self) -> bool:
+        """Whether a message of a block may still arrive."""
+        now = time.monotonic_ns()
+        with self.lock:
+            blocks = [block for segment in self.segments.values() for block in segment.blocks]
+            return any(block.in_flight(now, self.terms.patience) for block in blocks)
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Drop what is idle and stop owning the rest: views, other processes and messages on their way keep it."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            self.gather()
+            self.drop_idle()
+            now = time.monotonic_ns()
+            for segment in list(self.segments.values()):  # what is left is in use somewhere
+                here.closed[segment.memory] = self.terms
+                self.left.append(weakref.ref(segment.memory))
+                for block in segment.blocks:
+                    if block.in_flight(now, self.terms.patience):
+                        here.keep(segment.memory, block.index, self.terms)
+                self._drop(segment)
+            self.idle, self.waiting, self.refs = {}, {}, {}
