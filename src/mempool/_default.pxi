@@ -41,6 +41,13 @@ def acquire(nbytes, *, bint zero=False, timeout=0):
     return pool.acquire(nbytes, zero=zero, timeout=timeout)
 
 
+def _lease_of_ours(BufferPool pool not None, nbytes):
+    """Lend what an iterator of ours makes: to drop it is how it is meant to end, so it counts as handed over and never as a leak."""
+    cdef Buffer buffer = pool.acquire(nbytes)
+    buffer._flags |= OURS
+    return buffer
+
+
 def _rebuild_buffer(content):
     """Unpickle: content that is a lease already stays where it is, other content moves into one of the default pool."""
     cdef Py_buffer view
