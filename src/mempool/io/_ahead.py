@@ -24,7 +24,7 @@ from mempool.io._sources import Descriptor, Placed, Source
 __all__ = ["Ahead"]
 
 
-class CalledOff(Exception):  # noqa: N818 - no error: the thread shall end
+class CalledOff(Exception):
     """The thread was to end while it waited for bytes."""
 
 
@@ -82,26 +82,37 @@ class Ahead:
         """Start the thread; False if there can be none, or nothing for it to do."""
         if self.ended:
             return False
-        if isinstance(self.source, Descriptor):
-            if not hasattr(select, "poll"):
-                self.depth = 0
-                return False
-            self._waker = Waker()
-            self.source.before = self._before_read
-        self._over.acquire()
-        self.running, self.quit = True, False
-        _running.add(self)
-        try:
-            self.thread_id = _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # no more threads
-            self._leave()
+        if isinstance(self.source, Descriptor) and not self._arm(self.source):
             self.depth = 0
             return False
-        self.started = True
+        claim = [True]
+        try:
+            self._over.acquire()
+            self.running = self.started = True
+            self.quit = False
+            _running.add(self)
+            self.thread_id = _thread.start_new_thread(self._run, (claim,))
+        except BaseException as error:
+            if claim:  # it did not begin, and will not: a signal came before, or there are no more threads
+                claim.clear()
+                self._leave()
+            if not isinstance(error, RuntimeError):
+                raise
+            self.depth = 0
+            return False
+        return True
+
+    def _arm(self, source: Descriptor) -> bool:
+        """Make the waits of a flow such that `pause` ends them."""
+        try:
+            self._waker = Waker()
+        except (OSError, AttributeError):  # no more descriptors, or no poll
+            return False
+        source.before = self._before_read
         return True
 
     def read(self) -> Buffer | None:
-        """Read the next chunk, in the one thread that reads now; None at the end, after which the error that was found there is raised."""
+        """Read the next chunk, in the one thread that reads now; None at the end. What stopped the thread is raised here."""
         if self.ended:
             error, self.error = self.error, None
             if error is not None:
@@ -170,13 +181,19 @@ class Ahead:
         """In the child of a fork that has no thread."""
         self._over = _thread.allocate_lock()
         self.running, self.ended = False, True
-        self.error = RuntimeError("the process was forked while a thread began to read ahead; the chunk that it read is lost here")
+        self.error = RuntimeError(
+            "the process was forked while a thread began to read ahead; the chunk that it read is lost here"
+        )
 
     # ---- the thread's side ----
 
-    def _run(self) -> None:
-        self.native_id = _thread.get_native_id()
+    def _run(self, claim: list[bool]) -> None:
         try:
+            claim.pop()
+        except IndexError:
+            return
+        try:
+            self.native_id, self.thread_id = _thread.get_native_id(), _thread.get_ident()
             while not self.quit and self._wait_for_room():
                 if not self._read_one():
                     break
@@ -197,7 +214,10 @@ class Ahead:
         """Put the next chunk where the consumer finds it; False if there is none, for whatever reason."""
         try:
             buffer = self.read()
-        except (MemoryError, ValueError):  # no room to read ahead: the consumer asks for himself, and hears of it if he must
+        except (
+            MemoryError,
+            ValueError,
+        ):  # no room to read ahead: the consumer asks for himself, and hears of it if he must
             return False
         except CalledOff:
             return False
@@ -224,7 +244,7 @@ class Ahead:
         self._waker = None
         _running.discard(self)
         self.running = False
-        self._over.release()
+        _signal(self._over)
         _signal(self._fed)
 
 
@@ -256,7 +276,7 @@ def _wait_for_the_os(native_id: int) -> None:
 
 
 def _after_fork() -> None:
-    """A thread that began while the fork did is not here, nor is the chunk that it had in its hands."""
+    """Forget threads that began while the fork did: they are not here, nor are the chunks that they had in their hands."""
     for ahead in _running:
         ahead.lose_thread()
     _running.clear()

@@ -53,6 +53,8 @@ def open_again(name: object, fd: int, flags: int) -> FileIO | None:
     if not flag:
         warn_of_cache(name, f"{sys.platform} has no O_DIRECT")
         return None
+    if _mode(fd) not in (flags, os.O_RDWR):  # what the caller may not do with his descriptor, we do not do for him
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), name)
     try:
         return FileIO(f"/proc/self/fd/{fd}", "rb" if flags == os.O_RDONLY else "wb", opener=_opener(flags | flag))
     except OSError as error:
@@ -60,6 +62,12 @@ def open_again(name: object, fd: int, flags: int) -> FileIO | None:
             raise
         warn_of_cache(name, f"its file system refuses O_DIRECT ({os.strerror(error.errno)})")
         return None
+
+
+def _mode(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
 
 
 class _opener:  # noqa: N801 - stands for a function

@@ -111,7 +111,7 @@ class Placed(Source):
 
 
 class Flowing(Source):
-    """What comes once. A signal's exception, or an error after some bytes, keeps them for the next call."""
+    """What comes once. An error after some bytes waits until they are taken; who is called off leaves them for the next call."""
 
     def __init__(self, name: object, fd: int = -1, owned: FileIO | None = None) -> None:
         super().__init__(name, fd, owned)
@@ -247,7 +247,7 @@ def is_placed(status: os.stat_result) -> bool:
 
 
 def is_plain_socket(value: object) -> bool:
-    """A socket whose bytes are those of its descriptor: not one with TLS around it."""
+    """Whether it is a socket whose bytes are those of its descriptor: not one with TLS around it."""
     return (type(value).__module__, type(value).__qualname__) == ("socket", "socket") and hasattr(os, "readv")
 
 

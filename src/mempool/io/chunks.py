@@ -1,14 +1,14 @@
 """A file, chunk by chunk, with the next ones read ahead while the caller works.
 
 Who comes straight back is served on his own thread: the block that he just dropped is warm, and a hand-over would only cost. Who
-takes his time gets a thread that reads ahead; if the chunks do not come faster by it, because the caller's work keeps the GIL, or the
-disk is what both wait for, the thread ends again, and is tried again ever more rarely.
+takes his time gets a thread that reads ahead; if the chunks do not come faster by it, because the caller's work keeps the GIL, or
+the disk is what both wait for, the thread ends again, and is tried again ever more rarely.
 """
 
 from collections.abc import Generator
 from time import perf_counter_ns
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Self
 
 from mempool._core import Buffer, BufferPool
 from mempool.io._ahead import Ahead
@@ -53,7 +53,7 @@ class _Judge:
         return self.slow > _SLOW
 
     def begin(self, now: int) -> None:
-        """A thread reads ahead from now on."""
+        """Note that a thread reads ahead from now on."""
         self.slow, self.served = 0, -2  # the first chunks wait for the thread to begin
 
     def is_vain(self, now: int) -> bool:
@@ -101,6 +101,12 @@ def _serve(ahead: Ahead) -> Generator[Buffer, None, None]:
         ahead.pause()
 
 
+def _started(ahead: Ahead) -> "GeneratorType[Buffer, None, None]":
+    chunks = _serve(ahead)
+    assert isinstance(chunks, GeneratorType)
+    return chunks
+
+
 class ChunkIterator:
     """What `iter_chunks` returns: an iterator of `Buffer`, and a context manager that closes it."""
 
@@ -108,7 +114,7 @@ class ChunkIterator:
 
     def __init__(self, ahead: Ahead) -> None:
         self._ahead = ahead
-        self._chunks = _serve(ahead)
+        self._chunks = _started(ahead)
 
     def __iter__(self) -> Self:
         return self
@@ -116,12 +122,12 @@ class ChunkIterator:
     def __next__(self) -> Buffer:
         try:
             return next(self._chunks)
-        except (StopIteration, OSError):
-            self._ahead.close()
+        except MemoryError:
+            self._chunks = _started(self._ahead)  # the pool has no room now: nothing was read, it may go on
             raise
         except BaseException:
-            if not self._chunks.gi_running:
-                self._chunks = _serve(self._ahead)  # a signal, or a pool with no room now: nothing is lost, it may go on
+            if not self._chunks.gi_running:  # not the error of a second caller
+                self._ahead.close()
             raise
 
     def close(self) -> None:
@@ -146,13 +152,60 @@ def iter_chunks(
     readahead: int = 2,
     direct: bool = False,
 ) -> ChunkIterator:
-    """Iterate over the content of a file in buffers of one size; the last one is what is left."""
+    """Iterate over the content of a file, pipe or socket in buffers of one size.
+
+    Parameters
+    ----------
+    path_or_file : path, int, or binary file or socket
+        A path is read from its beginning, anything else from where it stands. A descriptor is duplicated: it may be closed
+        meanwhile.
+    chunk_size : int or str
+        Bytes of each buffer but the last, which is what was left.
+    pool : BufferPool or None
+        Where the memory comes from; None: `default_pool()`.
+    readahead : int
+        How many chunks may be ready before they are asked for. A thread reads them while the caller works, once he is seen to work
+        for longer than a hand-over takes; where the pool's limit leaves no room, fewer are ready. 0: never a thread. Objects that
+        are not plain files, pipes or sockets are read on the caller's thread only.
+    direct : bool
+        Go past the page cache (O_DIRECT). Where the file system refuses, a `RuntimeWarning` says so and the page cache is used.
+
+    Returns
+    -------
+    ChunkIterator
+        An iterator of `Buffer`, with `close()`, and a context manager. To drop a chunk gives its memory back, and is no leak: a
+        loop that keeps none reads into the same few blocks. The position of a file or descriptor is that of the chunks handed out;
+        of a pipe or socket, up to `readahead` chunks more are consumed, and lost if the iterator is closed before.
+
+    Raises
+    ------
+    OSError
+        As `open` raises it; while iterating as `read` does, after the chunks before it. Then the iterator is closed.
+    PoolExhausted, AccountLimitExceeded, MemoryError
+        While iterating, if the pool has no room for one chunk. The iterator goes on when asked again.
+    TypeError, ValueError
+        For a text file, a bool, or an argument that makes no sense; for `direct` with what is no file.
+
+    Examples
+    --------
+    >>> import tempfile, zlib
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.write(bytes(2_500_000))
+    ...     file.flush()
+    ...     [len(chunk) for chunk in iter_chunks(file.name)]
+    [1048576, 1048576, 402848]
+    """
     size = parse_size(chunk_size, "chunk_size")
     if not size:
-        raise ValueError("chunk_size must be more than 0 bytes")
+        raise ValueError(f"chunk_size must be more than 0 bytes, got {chunk_size!r}")
+    if isinstance(readahead, (bool, str)):
+        raise TypeError(f"readahead must be an int, not {readahead!r}")
     depth = parse_size(readahead, "readahead")
     lend = lender(pool)
-    source: Any = open_source(path_or_file, "path_or_file", own=True)
-    if direct:
-        source = directly(source)
-    return ChunkIterator(Ahead(source, lend, size, 0 if isinstance(source, Object) else depth))
+    source = open_source(path_or_file, "path_or_file", own=True)
+    try:
+        source = directly(source) if direct else source
+        return ChunkIterator(Ahead(source, lend, size, 0 if isinstance(source, Object) else depth))
+    except BaseException:
+        source.close()
+        raise

@@ -39,8 +39,8 @@ def read(
     pool : BufferPool or None
         Where the memory comes from; None: `default_pool()`.
     offset : int or str
-        Bytes from the beginning of the file, for paths and descriptors, whose position neither matters nor changes. A file object is
-        read from where it stands, and stands behind what was read.
+        Bytes from the beginning of the file, for paths and descriptors, whose position neither matters nor changes. A file object
+        is read from where it stands, and stands behind what was read.
     size : int, str or None
         Most bytes to read; None: to the end.
     direct : bool
