@@ -41,9 +41,9 @@ def acquire(nbytes, *, bint zero=False, timeout=0):
     return pool.acquire(nbytes, zero=zero, timeout=timeout)
 
 
-def _lease_of_ours(BufferPool pool not None, nbytes, *, timeout=0):
-    """Lend memory as `BufferPool.acquire`; dropping the lease is how it is meant to end."""
-    cdef Buffer buffer = pool.acquire(nbytes, timeout=timeout)
+def _lease_of_ours(BufferPool pool not None, nbytes):
+    """Lend what this package makes for others: to drop it is how it is meant to end, so it counts as handed over, never as a leak."""
+    cdef Buffer buffer = pool.acquire(nbytes)
     buffer._flags |= OURS
     return buffer
 

@@ -22,13 +22,16 @@ cdef int leak_mode(object value) except -1:
 
 
 cdef tuple whereabouts():
-    """The module that runs, and the frames as (file name, line, function), innermost first."""
+    """The module that runs, and the frames as (file name, line, function), innermost first; not those of this package's own Python."""
     cdef list stack = []
     try:
         frame = _sys._getframe(0)
     except ValueError:  # a thread whose whole work is one call into compiled code
         return "<unknown>", (("<unknown>", 0, "<unknown>"),)
     module = frame.f_globals.get("__name__", "<unknown>")
+    while isinstance(module, str) and module.startswith("mempool.") and frame.f_back is not None:
+        frame = frame.f_back
+        module = frame.f_globals.get("__name__", "<unknown>")
     while frame is not None and len(stack) < STACK_DEPTH:
         stack.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
