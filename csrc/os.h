@@ -90,6 +90,16 @@ mp_status mp__os_lock_pages(void *ptr, size_t size, bool lock, int *error);
 /* From now on `handler` is asked first when a page cannot be supplied. True: it can now, try again. It runs as a signal handler does. */
 mp_status mp__os_guard_faults(bool (*handler)(void *address), int *error);
 
+/* ---- rings: os_posix_ring.c, os_windows_ring.c ---- */
+
+/* `size` bytes of zeroed memory at `*out` and, the same pages, behind it. MP_ERR_OS where that cannot be had; `size` is a multiple of
+ * the file granularity. Children of fork share the pages. */
+mp_status mp__os_map_twice(size_t size, void **out);
+/* The same in the place of what is mapped there: on failure that may have been replaced in part. */
+mp_status mp__os_map_twice_over(void *ptr, size_t size);
+/* Where in `data` the `length` bytes, more than 0, first occur, or NULL. */
+const void *mp__os_find(const void *data, size_t size, const void *what, size_t length);
+
 /* Zeroed bookkeeping memory from the C library, or NULL. `size` is a multiple of the alignment. */
 void *mp__os_alloc_aligned(size_t size, size_t alignment);
 void mp__os_free_aligned(void *ptr);

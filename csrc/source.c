@@ -47,6 +47,11 @@ static mp_status source_activate(void *context, void *ptr, size_t size) {
     return mp__os_protect_rw(ptr, size);
 }
 
+static mp_status source_map_twice(void *context, size_t size, void **out) {
+    (void)context;
+    return mp__os_map_twice(size, out);
+}
+
 const mp_source *mp_source_os(void) {
     static const mp_source source = {
         .alloc = source_alloc,
@@ -57,6 +62,7 @@ const mp_source *mp_source_os(void) {
         .decommit = source_decommit,
         .reserve = source_reserve,
         .activate = source_activate,
+        .map_twice = source_map_twice,
     };
     return &source;
 }

@@ -48,7 +48,8 @@ typedef enum mp_status {
     MP_ERR_FULL,    /* the address space that was reserved, or the number of items, is used up */
     MP_ERR_STALE,   /* no such item: freed, foreign or forged */
     MP_ERR_OS,      /* the OS refused; its error number says why */
-    MP_ERR_LOST,    /* the file under a mapping was truncated, or the OS could not supply a page of it */
+    MP_ERR_LOST,    /* the file under a mapping was truncated, or the OS could not supply a page of it; or a child of fork had no
+                       memory for its copy of a ring */
 } mp_status;
 
 #define MP_NO_LIMIT SIZE_MAX
@@ -68,6 +69,8 @@ typedef struct mp_source {
     mp_status (*decommit)(void *context, void *ptr, size_t size); /* give the pages back, keep the addresses */
     mp_status (*reserve)(void *context, size_t size, size_t alignment, bool shared, void **out); /* addresses, no memory yet */
     mp_status (*activate)(void *context, void *ptr, size_t size); /* make a reserved range usable; its bytes are zero */
+    /* Zeroed memory, and the same pages behind it: `unmap` takes 2 * size. MP_ERR_OS: cannot. NULL: never can. */
+    mp_status (*map_twice)(void *context, size_t size, void **out);
 } mp_source;
 
 /* The operating system and malloc. Lives as long as the process. */
@@ -423,6 +426,47 @@ MP_API bool mp_mapping_is_valid(mp_mapping *mapping);
 /* From now on a touch of a page that the file under a mapping lost reads zeros, and the mapping is marked as lost; other faults go
  * to whoever handled them before. Idempotent. MP_ERR_OS: not on this OS. */
 MP_API mp_status mp_guard_truncation(int *error);
+
+/* ---- rings: bytes between one producer and one consumer, always in one piece ---------------------------------------------------- */
+
+/* The functions of a side may be called by one thread at a time; the two sides need no lock between them. */
+typedef struct mp_ring mp_ring;
+
+typedef struct mp_ring_config {
+    size_t capacity;     /* more than 0; rounded up to whole pages, or more where the OS maps no less */
+    bool copying;        /* as if the OS could not map pages twice: commits copy, and it takes twice the memory */
+    mp_account *account; /* charged with what it takes, NULL: none */
+    const mp_source *source;
+} mp_ring_config;
+
+typedef struct mp_ring_state {
+    void *base;
+    size_t capacity;
+    size_t length; /* bytes committed and not consumed; what a third thread sees may be over before it returns */
+    bool mirrored; /* pages are mapped twice; the memory at base is 2 * capacity long in any case */
+    bool lost;     /* in a child of fork */
+} mp_ring_state;
+
+MP_API mp_status mp_ring_create(const mp_ring_config *config, mp_ring **out, mp_account **binding);
+MP_API void mp_ring_destroy(mp_ring *ring);
+MP_API void mp_ring_look(const mp_ring *ring, mp_ring_state *out);
+
+/* In the child of a fork the ring has pages of its own and what was readable just before; if there was no memory for that, the calls
+ * below return MP_ERR_LOST, and the memory reads zeros. */
+
+/* The producer's: all the free space ... */
+MP_API mp_status mp_ring_writable(mp_ring *ring, void **data, size_t *size);
+/* ... of which the first `n` bytes become readable. MP_ERR_INVALID: only `*room` bytes are free. */
+MP_API mp_status mp_ring_commit(mp_ring *ring, size_t n, size_t *room);
+/* The consumer's: all that was committed ... */
+MP_API mp_status mp_ring_readable(mp_ring *ring, void **data, size_t *size);
+/* ... of which the first `n` bytes become free. MP_ERR_INVALID: only `*length` bytes are there. */
+MP_API mp_status mp_ring_consume(mp_ring *ring, size_t n, size_t *length);
+/* Looks for `n` bytes, more than 0, from offset `start` of what is readable. `*found`: they are at `*at`. Otherwise they begin nowhere
+ * between `start` and `*at`, which is where to go on when more is there. */
+MP_API mp_status mp_ring_find(mp_ring *ring, const void *sep, size_t n, size_t start, size_t *at, bool *found);
+/* With both sides at rest. */
+MP_API bool mp_ring_is_valid(const mp_ring *ring);
 
 /* ---- the process ------------------------------------------------------------------------------------------------------------- */
 
