@@ -27,9 +27,13 @@ from mempool.settings import configure
 TYPE_CHECKING = False  # as in typing, whose import costs more than all of this
 if TYPE_CHECKING:
     from mempool import accounting as accounting
+    from mempool import aio as aio
     from mempool import errors as errors
+    from mempool import io as io
+    from mempool import numpy as numpy
     from mempool import pickle as pickle
     from mempool import settings as settings
+    from mempool import shared as shared
     from mempool import units as units
 
 __version__ = "0.1.0"
