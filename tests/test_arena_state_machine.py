@@ -1,11 +1,14 @@
 """An arena against a plain model: marks on a stack, the views that live, and what is retired because of them."""
 
+import itertools
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import pytest
 from mempool import Arena, BufferPool, PoolExhausted
 
 SIZE = 4096
@@ -26,7 +29,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.pool = BufferPool(idle_timeout=None)
         self.arena = Arena(SIZE, pool=self.pool)
         self.pieces: list[Piece] = []
-        self.scopes: list[tuple[object, int]] = []
+        self.scopes: list[tuple[Any, int, int]] = []
         self.block = self.number = 0
 
     def add(self, n: int, align: int) -> None:
@@ -70,24 +73,24 @@ class ArenaMachine(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         scope = self.arena.scope()
-        used = self.arena.used
+        used, retired = self.arena.used, self.arena.retired
         scope.__enter__()
-        assert self.arena.used == used
-        self.scopes.append((scope, used))
+        assert (self.arena.used, self.arena.retired) == (used, retired)
+        self.scopes.append((scope, used, retired))
 
     @precondition(lambda self: self.scopes)
     @rule()
     def end(self) -> None:
-        scope, used = self.scopes.pop()
+        scope, used, retired = self.scopes.pop()
         before = self.arena.used
-        scope.__exit__(None, None, None)  # type: ignore[attr-defined]
-        assert used <= self.arena.used <= before
+        scope.__exit__(None, None, None)
+        assert used - retired <= self.arena.used <= before
 
     @precondition(lambda self: len(self.scopes) > 1)
     @rule()
     def end_out_of_order(self) -> None:
         with pytest.raises(RuntimeError):
-            self.scopes[0][0].__exit__(None, None, None)  # type: ignore[attr-defined]
+            self.scopes[0][0].__exit__(None, None, None)
 
     @rule()
     def reset(self) -> None:
@@ -104,7 +107,7 @@ class ArenaMachine(RuleBasedStateMachine):
         for piece in getattr(self, "pieces", []):
             assert piece.view == piece.content
         spans = sorted((piece.start, piece.start + len(piece.content)) for piece in getattr(self, "pieces", []))
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
     @invariant()
     def the_books_are_right(self) -> None:
@@ -117,6 +120,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert old * SIZE <= self.arena.retired <= old * SIZE + self.arena.used
         if not self.pieces and not self.scopes:
             assert self.arena.retired <= self.arena.used
+        assert all(self.arena.used >= used for _, used, _ in self.scopes)
         assert sum(len(piece.content) for piece in self.pieces if piece.block == self.block) <= self.arena.used <= SIZE
 
     def teardown(self) -> None:

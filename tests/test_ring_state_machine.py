@@ -3,11 +3,11 @@
 import hashlib
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import pytest
 from mempool import RingBuffer
 from support import copying_ring
 

@@ -332,8 +332,13 @@ cdef class Arena:
         return 0
 
     cdef void _settle(self) noexcept:
-        """Use the space of ended scopes again whose views are gone, as far as nothing lies above."""
-        while self._ended is not None and self._ended.end == self._used and not is_shared(<PyObject *>self._ended):
+        """Use the space of scopes again that ended in this one and whose views are gone, as far as nothing lies above."""
+        while (
+            self._ended is not None
+            and self._ended.end == self._used
+            and self._ended.mark >= self._segment.mark
+            and not is_shared(<PyObject *>self._ended)
+        ):
             self._used, self._stuck = self._ended.mark, self._ended.stuck
             self._drop_ended()
 
@@ -343,7 +348,7 @@ cdef class Arena:
         self._ended = older
 
     cdef void _forget_ended(self, size_t mark) noexcept:
-        """What ended scopes from here up left is up to the one around them; they must not look like views of it."""
+        """What scopes that ended from here up left is up to the one around them; they must not look like views of it."""
         while self._ended is not None and self._ended.mark >= mark:
             self._drop_ended()
 
@@ -389,7 +394,7 @@ cdef class Arena:
         return buffer._end()
 
     def close(self):
-        """Give the block back to its pool; if something still views it, as soon as nothing does. Idempotent, also inside a scope."""
+        """Give the block back to its pool; if something still views it, as soon as nothing does. Idempotent, inside scopes too."""
         cdef bint waited
         with cython.critical_section(self):
             self._open = False
