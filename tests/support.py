@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mempool import Account, BufferPool, PoolStats
+from mempool import Account, BufferPool, PoolStats, RingBuffer
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -139,3 +139,17 @@ def check_identities(stats: PoolStats) -> None:
     assert sum(row.idle * row.size for row in rows) == stats.idle
     assert 0.0 <= stats.hit_rate <= 1.0
     assert 0.0 <= stats.fragmentation <= 1.0
+
+
+def copying_ring(capacity: Any, **options: Any) -> RingBuffer:
+    """A ring as it is where the OS cannot map pages twice: for want of a descriptor."""
+    try:
+        import resource
+    except ImportError:  # Windows, where every ring is so
+        return RingBuffer(capacity, **options)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        return RingBuffer(capacity, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -181,7 +181,15 @@ def test_reference_names_everything(section: str, names: set[str]) -> None:
 
 def test_everything_public_is_documented() -> None:
     described = {name: text for name, text in docstrings() if not name.split(".")[-1].startswith("_")}
-    classes = (mempool.Buffer, mempool.BufferPool, mempool.Account, mempool.SlabAllocator, mempool.MappedArray)
+    classes = (
+        mempool.Buffer,
+        mempool.BufferPool,
+        mempool.Account,
+        mempool.SlabAllocator,
+        mempool.MappedArray,
+        mempool.RingBuffer,
+        mempool.Arena,
+    )
     expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
     functions = (
         "acquire",

@@ -255,6 +255,33 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_mapping_lock(mp_mapping *mapping, bint lock, int *error)
     mp_status mp_guard_truncation(int *error)
 
+    ctypedef unsigned char mp_bool "bool"  # for pointers, as bint is an int
+
+    ctypedef struct mp_ring:
+        pass
+
+    ctypedef struct mp_ring_config:
+        size_t capacity
+        bint copying
+        mp_account *account
+        const mp_source *source
+
+    ctypedef struct mp_ring_state:
+        void *base
+        size_t capacity
+        size_t length
+        bint mirrored
+        bint lost
+
+    mp_status mp_ring_create(const mp_ring_config *config, mp_ring **out, mp_account **binding)
+    void mp_ring_destroy(mp_ring *ring)
+    void mp_ring_look(const mp_ring *ring, mp_ring_state *out)
+    mp_status mp_ring_writable(mp_ring *ring, void **data, size_t *size)
+    mp_status mp_ring_commit(mp_ring *ring, size_t n, size_t *room)
+    mp_status mp_ring_readable(mp_ring *ring, void **data, size_t *size)
+    mp_status mp_ring_consume(mp_ring *ring, size_t n, size_t *length)
+    mp_status mp_ring_find(mp_ring *ring, const void *sep, size_t n, size_t start, size_t *at, mp_bool *found)
+
     size_t mp_huge_page_size()
     unsigned mp_fork_generation()
     bint mp_housekeeping_runs()

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 import mempool
 from mempool import (
     Account,
+    Arena,
     Buffer,
     BufferPool,
     MappedArray,
     PoolStats,
+    RingBuffer,
     SizeClassStats,
     SlabAllocator,
     SlabStats,
@@ -190,3 +192,26 @@ def mappings(path: Path) -> None:
     assert_type(memory.max_rows, int | None)
     np.asarray(memory)
     guard_truncation()
+
+
+def rings(data: bytearray) -> None:
+    with RingBuffer("64KiB", account=Account("a"), name="r") as ring:
+        assert_type(ring.write(data), int)
+        assert_type(ring.find(memoryview(b"x"), 5), int)
+        assert_type(ring.read(), bytes)
+        assert_type(ring.writable(), memoryview)
+        ring.commit(0)
+        ring.consume("0")
+        assert_type(ring.account.used, int)
+
+
+def arenas(pool: BufferPool) -> None:
+    arena = Arena(4096, pool=pool)
+    assert_type(arena.alloc(10, align=8), memoryview)
+    assert_type(arena.array((2, 3)), NDArray[np.float64])
+    assert_type(arena.array(2, np.float32, order="F"), NDArray[np.float32])
+    assert_type(arena.array(2, "i4"), NDArray[Any])
+    with arena.scope() as same:
+        assert_type(same, Arena)
+    arena.reset()
+    assert_type(arena.retired, int)

@@ -57,3 +57,16 @@ def mappings(array: mempool.MappedArray) -> None:
     mempool.open_array("a", "w")  # type: ignore[arg-type]
     array.advise("soon")  # type: ignore[arg-type]
     array.flush(0.5)  # type: ignore[arg-type]
+
+
+def rings(ring: mempool.RingBuffer) -> None:
+    mempool.RingBuffer()  # type: ignore[call-arg]
+    ring.commit(1.5)  # type: ignore[arg-type]
+    ring.write("text")  # type: ignore[arg-type]
+    ring.capacity = 5  # type: ignore[misc]
+
+
+def arenas(arena: mempool.Arena) -> None:
+    mempool.Arena(1, pool="default")  # type: ignore[arg-type]
+    arena.alloc(10, align="64")  # type: ignore[arg-type]
+    arena.array("f8")  # type: ignore[call-overload]
