@@ -71,6 +71,9 @@ mp_status mp__os_file_map(int file, uint64_t offset, size_t size, mp_access acce
 /* The same in the place of what is mapped there, for MP_ACCESS_WRITE. */
 mp_status mp__os_file_map_over(int file, uint64_t offset, size_t size, void *ptr, int *error);
 mp_status mp__os_file_unmap(void *ptr, size_t size);
+/* See mp_share_mark. */
+bool mp__os_file_can_mark(void);
+mp_status mp__os_file_mark(int file, uint64_t part, mp_share_as as, int *error);
 /* Written back; with `wait` they are on the disk when it returns. */
 mp_status mp__os_file_flush(int file, void *ptr, size_t size, bool wait, int *error);
 /* Private zero pages in the place of what is mapped there, at once, so that others may be reading it. */

@@ -124,6 +124,28 @@ mp_status mp__os_file_sync(int file, int *error) {
 /* The descriptor is gone whatever close says; after EINTR another thread may already have its number. */
 mp_status mp__os_file_close(int file, int *error) { return close(file) == 0 || errno == EINTR ? MP_OK : failed(error); }
 
+#if defined(F_OFD_SETLK)
+bool mp__os_file_can_mark(void) { return true; }
+
+/* A lock of one byte, which need not be in the file. */
+mp_status mp__os_file_mark(int file, uint64_t part, mp_share_as as, int *error) {
+    static const short kinds[] = {F_UNLCK, F_RDLCK, F_WRLCK};
+    struct flock lock = {.l_type = kinds[as], .l_whence = SEEK_SET, .l_start = (off_t)part, .l_len = 1};
+    if (fcntl(file, F_OFD_SETLK, &lock) == 0) return MP_OK;
+    return errno == EAGAIN || errno == EACCES ? MP_ERR_BUSY : failed(error);
+}
+#else
+bool mp__os_file_can_mark(void) { return false; }
+
+mp_status mp__os_file_mark(int file, uint64_t part, mp_share_as as, int *error) {
+    (void)file;
+    (void)part;
+    (void)as;
+    *error = ENOSYS;
+    return MP_ERR_OS;
+}
+#endif
+
 /* ---- mappings ---- */
 
 static mp_status map_file(int file, uint64_t offset, size_t size, mp_access access, void *at, void **out, int *error) {

@@ -108,6 +108,16 @@ mp_status mp__os_file_close(int file, int *error) {
     return MP_ERR_OS;
 }
 
+bool mp__os_file_can_mark(void) { return false; }
+
+mp_status mp__os_file_mark(int file, uint64_t part, mp_share_as as, int *error) {
+    (void)file;
+    (void)part;
+    (void)as;
+    *error = ENOSYS;
+    return MP_ERR_OS;
+}
+
 /* ---- mappings ---- */
 
 /* A view of the rest of the file, where whole pages were asked for. 0: it does not reach so far. */

@@ -47,6 +47,7 @@ typedef enum mp_status {
     MP_ERR_INVALID, /* an argument is out of its range */
     MP_ERR_FULL,    /* the address space that was reserved, or the number of items, is used up */
     MP_ERR_STALE,   /* no such item: freed, foreign or forged */
+    MP_ERR_BUSY,    /* others have it */
     MP_ERR_OS,      /* the OS refused; its error number says why */
     MP_ERR_LOST,    /* the file under a mapping was truncated, or the OS could not supply a page of it; or a child of fork had no
                        memory for its copy of a ring */
@@ -467,6 +468,30 @@ MP_API mp_status mp_ring_consume(mp_ring *ring, size_t n, size_t *length);
 MP_API mp_status mp_ring_find(mp_ring *ring, const void *sep, size_t n, size_t start, size_t *at, bool *found);
 /* With both sides at rest. */
 MP_API bool mp_ring_is_valid(const mp_ring *ring);
+
+/* ---- files that several processes map ---------------------------------------------------------------------------------------- */
+
+typedef enum mp_share_as {
+    MP_SHARE_NONE = 0, /* take the mark away */
+    MP_SHARE_MANY,     /* as one of many */
+    MP_SHARE_ALONE,
+} mp_share_as;
+
+/* Whether the OS has marks that belong to an open file. */
+MP_API bool mp_share_exists(void);
+/* All of the file, to be written and to be seen by all. */
+MP_API mp_status mp_share_map(int file, size_t size, void **out, int *error);
+MP_API void mp_share_unmap(void *data, size_t size);
+MP_API void mp_share_close(int file);
+/* Mark a part, which is only a number, through this open file. MP_ERR_BUSY: marks of others stand in the way. The mark ends with the
+ * open file. MP_ERR_OS also where marks do not exist. */
+MP_API mp_status mp_share_mark(int file, uint64_t part, mp_share_as as, int *error);
+
+/* Words of 64 bits, aligned, in memory that others change at the same time. */
+MP_API uint64_t mp_word_get(const void *word);
+MP_API void mp_word_set(void *word, uint64_t value);
+MP_API void mp_word_add(void *word);  /* one more */
+MP_API void mp_word_drop(void *word); /* one less, but not below zero */
 
 /* ---- the process ------------------------------------------------------------------------------------------------------------- */
 

@@ -12,6 +12,7 @@ cdef extern from "mempool.h" nogil:
         MP_ERR_INVALID
         MP_ERR_FULL
         MP_ERR_STALE
+        MP_ERR_BUSY
         MP_ERR_OS
         MP_ERR_LOST
 
@@ -110,6 +111,21 @@ cdef extern from "mempool.h" nogil:
     void mp_pool_note_exhausted(mp_pool *pool)
     size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity)
     size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes)
+
+    ctypedef enum mp_share_as:
+        MP_SHARE_NONE
+        MP_SHARE_MANY
+        MP_SHARE_ALONE
+
+    bint mp_share_exists()
+    mp_status mp_share_map(int file, size_t size, void **out, int *error)
+    void mp_share_unmap(void *data, size_t size)
+    void mp_share_close(int file)
+    mp_status mp_share_mark(int file, uint64_t part, mp_share_as share, int *error)
+    uint64_t mp_word_get(const void *word)
+    void mp_word_set(void *word, uint64_t value)
+    void mp_word_add(void *word)
+    void mp_word_drop(void *word)
 
     ctypedef struct mp_heap:
         pass

@@ -14,81 +14,22 @@
 #     [ block 0 | block 1 | ...        | header page ]        the whole segment is one mapping
 #
 # Words of the header change atomically: several processes write them.
-cdef extern from * nogil:
-    """
-    #include <errno.h>
-    #include <stdatomic.h>
-    #include <stdint.h>
-    #if defined(__linux__)
-    #include <fcntl.h>
-    #include <sys/mman.h>
-    #include <unistd.h>
-    #endif
-    #if defined(__linux__) && defined(F_OFD_SETLK) && defined(MFD_CLOEXEC)
-    #define SHARED_MEMORY 1
-    static void *shared_map(int fd, size_t nbytes) {
-        void *data = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (data == MAP_FAILED) return NULL;
-        if (nbytes >= (size_t)1 << 21) (void)madvise(data, nbytes, MADV_HUGEPAGE);
-        return data;
-    }
-    static void shared_unmap(void *data, size_t nbytes) { (void)munmap(data, nbytes); }
-    static void shared_close(int fd) { (void)close(fd); }
-    /* kind: 'r' many may have it, 'w' one alone, 'u' nobody any more. 0 or errno. */
-    static int shared_lock(int fd, char kind, long long index) {
-        struct flock lock = {0};
-        lock.l_type = kind == 'r' ? F_RDLCK : kind == 'w' ? F_WRLCK : F_UNLCK;
-        lock.l_whence = SEEK_SET;
-        lock.l_start = (off_t)index;
-        lock.l_len = 1;
-        return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : errno;
-    }
-    #else
-    #define SHARED_MEMORY 0
-    static void *shared_map(int fd, size_t nbytes) { (void)fd; (void)nbytes; errno = ENOSYS; return NULL; }
-    static void shared_unmap(void *data, size_t nbytes) { (void)data; (void)nbytes; }
-    static void shared_close(int fd) { (void)fd; }
-    static int shared_lock(int fd, char kind, long long index) {
-        (void)fd; (void)kind; (void)index;
-        return ENOSYS;
-    }
-    #endif
-    static uint64_t word_get(void *at) { return atomic_load((_Atomic uint64_t *)at); }
-    static void word_set(void *at, uint64_t value) { atomic_store((_Atomic uint64_t *)at, value); }
-    static void word_add(void *at, uint64_t value) { (void)atomic_fetch_add((_Atomic uint64_t *)at, value); }
-    /* One less, but never below zero. */
-    static void word_drop(void *at) {
-        uint64_t old = word_get(at);
-        while (old > 0 && !atomic_compare_exchange_weak((_Atomic uint64_t *)at, &old, old - 1)) {}
-    }
-    """
-    int SHARED_MEMORY
-    int errno
-    int EAGAIN
-    int EACCES
-    void *shared_map(int fd, size_t nbytes)
-    void shared_unmap(void *data, size_t nbytes)
-    void shared_close(int fd)
-    int shared_lock(int fd, char kind, long long index)
-    uint64_t word_get(void *at)
-    void word_set(void *at, uint64_t value)
-    void word_add(void *at, uint64_t value)
-    void word_drop(void *at)
-
 cdef enum:
     HEADER_BYTES = 4096  # the last bytes of a segment
 
 
-cdef bint took(int error) except -1:
-    """Whether a lock was had: others having it is no error."""
-    if error and error != EAGAIN and error != EACCES:
+cdef bint marked(int fd, Py_ssize_t index, mp_share_as share) except -1:
+    """Whether a mark was had: others having theirs is no error."""
+    cdef int error = 0
+    cdef mp_status status = mp_share_mark(fd, index, share, &error)
+    if status == MP_ERR_OS:
         raise os_error(error, None)
-    return error == 0
+    return status == MP_OK
 
 
 def _has_shared_memory():
     """Whether this build knows anonymous segments and locks that belong to a file description."""
-    return SHARED_MEMORY == 1
+    return mp_share_exists()
 
 
 @cython.final
@@ -105,17 +46,19 @@ cdef class _SharedMemory:
 
     def __cinit__(self, int fd, Py_ssize_t nbytes, Account account=None):
         cdef mp_account *charged = NULL
+        cdef void *data
+        cdef int error = 0
         self.fd = -1
         if nbytes <= HEADER_BYTES:
             raise ValueError(f"a segment of {nbytes} bytes has no room for a block")
         if account is not None:
             account._charge(nbytes)
             charged = account._c
-        self.data = <char *>shared_map(fd, nbytes)
-        if self.data is NULL:
+        if mp_share_map(fd, nbytes, &data, &error) != MP_OK:
             if charged is not NULL:
                 mp_account_discharge(charged, nbytes)
-            raise os_error(errno, None)
+            raise os_error(error, None)
+        self.data = <char *>data
         self.nbytes = nbytes
         self.fd = fd
         if charged is not NULL:
@@ -130,10 +73,10 @@ cdef class _SharedMemory:
             PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>self.data)
         if <size_t>self.nbytes > LONG_WORK:
             with nogil:
-                shared_unmap(self.data, self.nbytes)
+                mp_share_unmap(self.data, self.nbytes)
         else:
-            shared_unmap(self.data, self.nbytes)
-        shared_close(self.fd)
+            mp_share_unmap(self.data, self.nbytes)
+        mp_share_close(self.fd)
         if self.account is not NULL:
             mp_account_discharge(self.account, self.nbytes)
             mp_account_release(self.account)
@@ -145,36 +88,36 @@ cdef class _SharedMemory:
 
     def get(self, Py_ssize_t number):
         """Return a word of the header."""
-        return word_get(self._word(number))
+        return mp_word_get(self._word(number))
 
     def set(self, Py_ssize_t number, uint64_t value):
         """Set a word of the header."""
-        word_set(self._word(number), value)
+        mp_word_set(self._word(number), value)
 
     def add(self, Py_ssize_t number):
         """Add one to a word of the header."""
-        word_add(self._word(number), 1)
+        mp_word_add(self._word(number))
 
     def drop(self, Py_ssize_t number):
         """Take one from a word of the header that is not zero."""
-        word_drop(self._word(number))
+        mp_word_drop(self._word(number))
 
     def share(self, Py_ssize_t index):
         """Lock a block as one of many, through this description; False while its owner has it."""
-        return took(shared_lock(self.fd, b"r", index))
+        return marked(self.fd, index, MP_SHARE_MANY)
 
     def claim(self, Py_ssize_t index):
         """Lock a block for oneself; False if any other description has it locked."""
-        return took(shared_lock(self.fd, b"w", index))
+        return marked(self.fd, index, MP_SHARE_ALONE)
 
     def unlock(self, Py_ssize_t index):
         """Take the lock of this description away."""
-        shared_lock(self.fd, b"u", index)
+        marked(self.fd, index, MP_SHARE_NONE)
 
 
 def _share_block(int fd, Py_ssize_t index):
     """Lock a block as one of many through a description that has no mapping; False while its owner has it."""
-    return took(shared_lock(fd, b"r", index))
+    return marked(fd, index, MP_SHARE_MANY)
 
 
 @cython.final
@@ -204,7 +147,7 @@ cdef class _SharedHold:
 
     def __dealloc__(self):
         if self.guard >= 0:
-            shared_close(self.guard)
+            mp_share_close(self.guard)
 
     def keep(self, int fd):
         """Close a descriptor when this dies."""
