@@ -76,8 +76,10 @@ def work(inbox: Any, outbox: Any) -> None:
 def change_by_name(name: str, nbytes: int) -> bool:
     """Attach a named segment, as its users do for each message."""
     segment = SharedMemory(name)
-    seen = len(segment.buf) >= nbytes and segment.buf[nbytes - 1] == 7
-    segment.buf[0] += 1
+    view: Any = segment.buf
+    seen = bool(view[nbytes - 1] == 7)
+    view[0] += 1
+    del view
     segment.close()
     return seen
 
@@ -96,10 +98,10 @@ def there_and_back(plan: Plan, report: Report, pool: Any, size: int, inbox: Any,
     """Send one buffer, which the other side looks at, changes, and sends back."""
     given = {"put": inbox.put, "get": outbox.get, "n": size}
     buffer, segment = pool.acquire(size), SharedMemory(create=True, size=size)
-    array = np.empty(size, np.uint8)
-    for view in (buffer.array(), array, np.frombuffer(segment.buf, np.uint8)[:size]):
+    array, named = np.empty(size, np.uint8), np.ndarray(size, np.uint8, buffer=segment.buf)
+    for view in (buffer.array(), array, named):
         view[:] = 7
-    del view
+    del view, named
     sides = [
         Side("mempool", THERE_AND_BACK, given | {"x": buffer}),
         Side(PICKLED, THERE_AND_BACK, given | {"x": array}),

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared_kit import is_idle, linux, nothing_left
-from support import MIB
 
 import mempool
 from mempool import Account, AccountLimitExceeded, PoolExhausted
 from mempool.shared import SegmentLost, SharedBuffer, SharedPool
+from shared_kit import is_idle, linux, nothing_left
+from support import MIB
 
 pytestmark = linux
 
@@ -24,13 +24,19 @@ pytestmark = linux
 def test_a_buffer_is_bytes() -> None:
     with SharedPool() as pool, pool.acquire(10, zero=True) as b:
         assert (len(b), b.nbytes, b.released, b.lost) == (10, 10, False, False)
-        assert b.capacity >= 10 and b.address % 4096 == 0 and b.pool is pool
+        assert b.capacity >= 10
+        assert b.address % 4096 == 0
+        assert b.pool is pool
         b[0], b[-1] = 7, 255
         b[1:3] = b"ab"
         assert b.tobytes() == b"\x07ab" + bytes(6) + b"\xff"
-        assert b == b.tobytes() and b != b"x" and b == b
-        assert b[1:3].obj is not b and bytes(b[1:3]) == b"ab"
-        assert b.readonly().readonly and not memoryview(b).readonly
+        assert b == b.tobytes()
+        assert b != b"x"
+        assert b == b
+        assert b[1:3].obj is not b
+        assert bytes(b[1:3]) == b"ab"
+        assert b.readonly().readonly
+        assert not memoryview(b).readonly
         with pytest.raises(TypeError):
             hash(b)
         with pytest.raises(IndexError, match="index 10 is out of range for a buffer of 10 bytes"):
@@ -46,14 +52,22 @@ def test_arrays_lie_in_it() -> None:
         b.array("u4", (2, 3), offset=8, order="F")[1, 2] = 5
         assert b.array("u4")[2 + 5] == 5
         assert b.array().ctypes.data == b.address
-        for wrong in ({"shape": 17, "dtype": "u4"}, {"offset": 65}, {"dtype": "O"}, {"order": "K"}, {"dtype": "u8", "offset": 1}):
+        for wrong in (
+            {"shape": 17, "dtype": "u4"},
+            {"offset": 65},
+            {"dtype": "O"},
+            {"order": "K"},
+            {"dtype": "u8", "offset": 1},
+        ):
             with pytest.raises(ValueError):  # noqa: PT011
                 b.array(**wrong)  # type: ignore[arg-type]
 
 
 def test_nothing_is_fine() -> None:
     with SharedPool() as pool, pool.acquire(0) as b:
-        assert len(b) == 0 and b.tobytes() == b"" and b == b""
+        assert len(b) == 0
+        assert b.tobytes() == b""
+        assert b == b""
         assert len(pickle.loads(pickle.dumps(b))) == 0
 
 
@@ -81,7 +95,10 @@ def test_a_released_buffer_refuses(use: Any) -> None:
         b = pool.acquire(8)
         b.release()
         b.release()
-        assert b.released and b.pool is pool and b == b and b != bytes(8)
+        assert b.released
+        assert b.pool is pool
+        assert b == b
+        assert b != bytes(8)
         with pytest.raises(ValueError, match="buffer is released"):
             use(b)
 
@@ -95,7 +112,8 @@ def test_made_by_pools_only() -> None:
             with pytest.raises(TypeError, match="cannot be copied"):
                 function(b)
         assert weakref.ref(b)() is b
-        assert "8 bytes" in repr(b) and pool.name in repr(b)
+        assert "8 bytes" in repr(b)
+        assert pool.name in repr(b)
         b.release()
         assert "released" in repr(b)
 
@@ -127,7 +145,9 @@ def test_nonsense() -> None:
             pool.acquire(1 << 61)
         with pytest.raises(TypeError, match="zero"):
             pool.acquire(1, zero=1)  # type: ignore[arg-type]
-        assert pool.stats().reserved == 0 and pool.account.used == 0 and pool.stats().acquires == 0
+        assert pool.stats().reserved == 0
+        assert pool.account.used == 0
+        assert pool.stats().acquires == 0
     for name, value in (("limit", 0), ("transit_timeout", -1), ("linger", "soon")):
         with pytest.raises(ValueError, match=name):
             SharedPool(**{name: value})
@@ -147,7 +167,8 @@ def test_blocks_are_used_again_and_zeroed_when_asked() -> None:
         b[:] = b"x" * MIB
         b.release()
         b = pool.acquire(MIB - 5, zero=True)
-        assert b.address == address and not any(b)
+        assert b.address == address
+        assert not any(b)
         assert (pool.stats().acquires, pool.stats().hits) == (2, 1)
 
 
@@ -178,7 +199,9 @@ def test_figures_add_up() -> None:
         assert (s.live, s.segments, s.acquires) == (1, 4, 4)
         assert pickle.loads(message).pool is pool
         del view, live
-        assert is_idle(pool) and pool.trim() == s.reserved and pool.stats().reserved == 0
+        assert is_idle(pool)
+        assert pool.trim() == s.reserved
+        assert pool.stats().reserved == 0
 
 
 # ---- limits
@@ -254,10 +277,12 @@ def test_a_closed_pool_refuses_and_keeps_what_is_lent() -> None:
         with pytest.raises(ValueError, match="is closed"):
             pool.__enter__()
         b[:3] = b"abc"
-        assert pool.closed and pool.stats().reserved == MIB + 4096 == pool.account.used
+        assert pool.closed
+        assert pool.stats().reserved == MIB + 4096 == pool.account.used
         again = pickle.loads(pickle.dumps(b))
         b.release()
-        assert again[:3] == b"abc" and again.pool is None
+        assert again[:3] == b"abc"
+        assert again.pool is None
         again.release()
         assert pool.stats().reserved == 0 == pool.account.used
 
@@ -298,12 +323,16 @@ def test_a_message_that_is_too_old_is_lost() -> None:
     stranger = pool.acquire(8)
     stranger[:] = b"stranger"
     late = pickle.loads(message)
-    assert late.lost and late.released and late.pool is None and "too late" in repr(late)
+    assert late.lost
+    assert late.released
+    assert late.pool is None
+    assert "too late" in repr(late)
     for use in (len, bytes, memoryview, pickle.dumps, lambda x: x[0], lambda x: x.array()):
         with pytest.raises(SegmentLost, match="came too late"):
             use(late)
     late.release()
-    assert isinstance(SegmentLost("x"), OSError) and issubclass(SegmentLost, mempool.MempoolError)
+    assert isinstance(SegmentLost("x"), OSError)
+    assert issubclass(SegmentLost, mempool.MempoolError)
 
 
 def test_a_message_in_flight_keeps_its_block() -> None:
@@ -325,7 +354,8 @@ def test_a_message_may_be_read_twice() -> None:
     message = pickle.dumps(b)
     first, second = pickle.loads(message), pickle.loads(message)
     b[:] = b"the same"
-    assert first == second == b and first is not second
+    assert first == second == b
+    assert first is not second
     del first, second
     b.release()
     assert is_idle(pool)

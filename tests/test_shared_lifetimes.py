@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from lease_views import VIEWS, View, pattern
+from mempool.shared import SharedPool
 from shared_kit import Child, child, is_idle, linux, nothing_left
 from support import MIB, together, until
 
-from mempool.shared import SharedPool
-
 pytestmark = linux
 
-KINDS = [view for view in VIEWS if "DLPack" not in view.name and "dlpack" not in view.name and "PickleBuffer" not in view.name]
+KINDS = [
+    view
+    for view in VIEWS
+    if "DLPack" not in view.name and "dlpack" not in view.name and "PickleBuffer" not in view.name
+]
 each_view = pytest.mark.parametrize("view", KINDS, ids=lambda view: view.name)
 SIZE = 4096
 
@@ -85,7 +89,8 @@ def test_a_finaliser_brings_a_view_back() -> None:
     Phoenix(memoryview(b))
     b.release()
     gc.collect()
-    assert saved and is_full(pool)
+    assert saved
+    assert is_full(pool)
     assert saved.pop().tobytes() == pattern(SIZE)
     gc.collect()
     assert not is_full(pool)
@@ -137,7 +142,8 @@ def test_another_process_keeps_the_block() -> None:
         b[0] = 77
         holder.wire.send(b)
         b.release()
-        assert is_full(pool) and pool.stats().in_flight + pool.stats().held == SIZE
+        assert is_full(pool)
+        assert pool.stats().in_flight + pool.stats().held == SIZE
         assert holder.wire.recv() == 77
         assert pool.stats().held == SIZE
         holder.wire.send(None)
@@ -204,7 +210,8 @@ def test_what_arrived_survives_its_owner() -> None:
         with child(owner_dies) as owner:
             b = owner.wire.recv()
             owner.wire.send(None)
-        assert b.tobytes() == b"survives" and b.pool is None
+        assert b.tobytes() == b"survives"
+        assert b.pool is None
         again = pickle.loads(pickle.dumps(b))  # this process still has it
         assert again == b
         b.release()
@@ -218,7 +225,8 @@ def test_what_did_not_arrive_is_lost_with_its_owner() -> None:
     os.waitpid(owner.pid, 0)
     b = owner.wire.recv()
     owner.wire.close()
-    assert b.lost and "gone" in repr(b)
+    assert b.lost
+    assert "gone" in repr(b)
 
 
 # ---- fork
@@ -287,7 +295,8 @@ def test_a_childs_pool_is_its_own() -> None:
         mine[:] = b"p" * SIZE
         with child(start_empty, pool) as heir:
             b = heir.wire.recv()
-            assert b.tobytes() == b"c" * SIZE and mine.tobytes() == b"p" * SIZE
+            assert b.tobytes() == b"c" * SIZE
+            assert mine.tobytes() == b"p" * SIZE
             assert b.pool is None
             heir.wire.send(None)
         del b
@@ -307,7 +316,8 @@ def test_a_child_sends_what_it_inherited() -> None:
     b[:] = b"returned"
     with child(pass_on, b) as heir:
         back = heir.wire.recv()
-        assert back.pool is pool and back.address == b.address
+        assert back.pool is pool
+        assert back.address == b.address
         heir.wire.send(None)
 
 
@@ -387,7 +397,8 @@ def test_threads_lend_send_and_drop() -> None:
             assert (again.array()[::4096] == number).all()
 
     together([lambda number=number: work(number) for number in range(6)])  # type: ignore[misc]
-    assert is_idle(pool) and pool.stats().acquires == 600
+    assert is_idle(pool)
+    assert pool.stats().acquires == 600
 
 
 def test_threads_and_forks() -> None:
@@ -410,6 +421,6 @@ def test_threads_and_forks() -> None:
         finally:
             stop = True
 
-    with pytest.warns(DeprecationWarning) if sys.version_info >= (3, 12) else nullcontext():
+    with pytest.warns(DeprecationWarning, match="fork") if sys.version_info >= (3, 12) else nullcontext():
         together([lend, fork])
     assert is_idle(pool)

@@ -93,12 +93,12 @@ class Books:
         return hold
 
     def again(self, segment: Segment, index: int, generation: int, nbytes: int) -> _SharedHold | None:
-        """A message came home: return one more hold of the block; None if the message is too old."""
+        """Return one more hold of a block whose message came home; None if the message is too old."""
         with self.lock:
             if segment.nonce not in self.segments:
                 return None
-            block = segment.blocks[index]
-            if block.get(GENERATION) != generation:
+            block = segment.blocks[index] if index >= 0 else None
+            if block is None or block.get(GENERATION) != generation or not (block.holds or block in self.waiting):
                 return None
             hold = self._hold(block, nbytes)
             self.waiting.pop(block, None)

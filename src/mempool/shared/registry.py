@@ -31,13 +31,13 @@ class Parcel(NamedTuple):
     """A block of a closed pool with messages in flight, kept until they arrive."""
 
     memory: _SharedMemory
-    index: int
+    block: int
     terms: Terms
 
     def on_its_way(self, now: int) -> bool:
         """Whether a message may still arrive."""
-        sent = self.memory.get(word(self.index, SENT_AT))
-        return self.memory.get(word(self.index, IN_FLIGHT)) > 0 and now - sent <= self.terms.patience
+        sent = self.memory.get(word(self.block, SENT_AT))
+        return self.memory.get(word(self.block, IN_FLIGHT)) > 0 and now - sent <= self.terms.patience
 
 
 class Registry:
@@ -53,9 +53,9 @@ class Registry:
         self.numbers = itertools.count()
         self.exit_known = False
 
-    def keep(self, memory: _SharedMemory, index: int, terms: Terms) -> None:
+    def keep(self, memory: _SharedMemory, block: int, terms: Terms) -> None:
         """Keep a segment as long as messages of this block may arrive."""
-        self.parcels[next(self.numbers)] = Parcel(memory, index, terms)
+        self.parcels[next(self.numbers)] = Parcel(memory, block, terms)
 
     def sweep(self) -> None:
         """Let go of what has arrived."""
