@@ -118,6 +118,20 @@ def test_each_arrival_at_home_keeps_the_block() -> None:
     assert not is_full(pool)
 
 
+def test_a_block_that_comes_home_is_lent_again() -> None:
+    """To who received it, and to nobody else, although it had ended here."""
+    pool = one_block()
+    b = pool.acquire(SIZE)
+    message = pickle.dumps(b)
+    b.release()
+    assert is_full(pool)
+    again = pickle.loads(message)
+    assert is_full(pool)
+    assert pool.stats().in_use == SIZE
+    again.release()
+    assert not is_full(pool)
+
+
 # ---- other processes
 
 
