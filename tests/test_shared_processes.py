@@ -218,6 +218,13 @@ def test_a_wrong_message_is_lost(field: int, value: Any, home: bool) -> None:
     assert function(*wrong).lost
 
 
+def test_an_idle_block_does_not_come_home() -> None:
+    pool = SharedPool()
+    function, arguments = pool.acquire(10).__reduce_ex__(4)
+    assert function(*arguments[:4], 1, *arguments[5:]).lost
+    assert not function(*arguments).lost
+
+
 def test_exit_waits_for_messages_and_not_for_ever(run_python: Any) -> None:
     """`linger` bounds the wait for messages that nobody reads."""
     code = """
