@@ -262,6 +262,18 @@ def test_tracemalloc_sees_segments(run_python: Any) -> None:
     )
 
 
+def test_a_call_within_a_call_is_refused() -> None:
+    """A finaliser runs wherever the collector does; it must not find a block half lent."""
+    pool = SharedPool()
+    first = pool.acquire(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool._books, "_grow", lambda *_: pool.acquire(10))
+        with pytest.raises(RuntimeError, match="within one of its own calls"):
+            pool.acquire(MIB)
+    assert pool.acquire(MIB).nbytes == MIB
+    assert first.nbytes == 10
+
+
 # ---- closing
 
 
