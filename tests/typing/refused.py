@@ -2,6 +2,7 @@
 
 import mempool
 from mempool import Account, Buffer, BufferPool
+from mempool.shared import SharedBuffer, SharedPool
 
 
 def pools(pool: BufferPool) -> None:
@@ -57,3 +58,11 @@ def mappings(array: mempool.MappedArray) -> None:
     mempool.open_array("a", "w")  # type: ignore[arg-type]
     array.advise("soon")  # type: ignore[arg-type]
     array.flush(0.5)  # type: ignore[arg-type]
+
+
+def shared(pool: SharedPool, b: SharedBuffer) -> None:
+    SharedPool(1.5)  # type: ignore[arg-type]
+    SharedPool("1GiB", "frames")  # type: ignore[call-arg, misc]
+    pool.acquire(None)  # type: ignore[arg-type]
+    pool.limit = 5  # type: ignore[misc]
+    b["a"] = 5  # type: ignore[call-overload]
