@@ -12,7 +12,7 @@ import pytest
 
 from lease_views import VIEWS, View, pattern
 from mempool.shared import SharedPool
-from shared_kit import Child, child, is_idle, linux, nothing_left
+from shared_kit import Child, child, is_idle, linux, mappings, nothing_left
 from support import MIB, together, until
 
 pytestmark = linux
@@ -292,7 +292,8 @@ def test_a_child_of_fork_sees_what_the_parent_writes() -> None:
         heir.wire.send(None)
 
 
-def start_empty(wire: Any, pool: SharedPool) -> None:
+def start_empty(wire: Any, pool: SharedPool, mapped: int) -> None:
+    assert mappings() == mapped
     stats = pool.stats()
     assert (stats.reserved, stats.live, pool.account.used <= 8192) == (0, 0, True)
     b = pool.acquire(SIZE)
@@ -304,10 +305,11 @@ def start_empty(wire: Any, pool: SharedPool) -> None:
 def test_a_childs_pool_is_its_own() -> None:
     """It lends nothing of its parent's, and has the whole limit for itself."""
     with nothing_left():
-        pool = one_block()
+        pool, other = one_block(), SharedPool()
+        other.acquire(MIB).release()  # idle: the child has no use for it
         mine = pool.acquire(SIZE)
         mine[:] = b"p" * SIZE
-        with child(start_empty, pool) as heir:
+        with child(start_empty, pool, mappings() - 1) as heir:
             b = heir.wire.recv()
             assert b.tobytes() == b"c" * SIZE
             assert mine.tobytes() == b"p" * SIZE
@@ -316,6 +318,7 @@ def test_a_childs_pool_is_its_own() -> None:
         del b
         mine.release()
         pool.trim()
+        other.close()
         assert pool.stats().reserved == 0
 
 

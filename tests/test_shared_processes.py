@@ -84,17 +84,17 @@ def test_pipes_and_arguments(context: Any, pool: SharedPool) -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize("leave", [work.make_and_leave, work.send_and_leave])
-def test_a_result_of_a_process_that_ends(context: Any, leave: Any) -> None:
-    """It waits with its end until the result was received."""
-    if leave is work.make_and_leave:
-        outbox = context.SimpleQueue()
-        process = context.Process(target=leave, args=(outbox, 9))
-        receive = outbox.get
-    else:
+@pytest.mark.parametrize("kind", ["Queue", "SimpleQueue", "Pipe"])
+def test_a_result_of_a_process_that_ends(context: Any, kind: str) -> None:
+    """It waits with its end until the result was received; a `Queue` sends it while its process ends."""
+    if kind == "Pipe":
         ours, theirs = context.Pipe()
-        process = context.Process(target=leave, args=(theirs, 9))
+        process = context.Process(target=work.send_and_leave, args=(theirs, 9))
         receive = ours.recv
+    else:
+        outbox = getattr(context, kind)()
+        process = context.Process(target=work.make_and_leave, args=(outbox, 9))
+        receive = outbox.get
     process.start()
     assert (receive().array() == 9).all()
     finish(process)

@@ -62,7 +62,7 @@ def mappings(array: mempool.MappedArray) -> None:
 
 def shared(pool: SharedPool, b: SharedBuffer) -> None:
     SharedPool(1.5)  # type: ignore[arg-type]
-    SharedPool("1GiB", "frames")  # type: ignore[call-arg, misc]
+    SharedPool("1GiB", "frames")  # type: ignore[arg-type, call-arg]
     pool.acquire(None)  # type: ignore[arg-type]
     pool.limit = 5  # type: ignore[misc]
     b["a"] = 5  # type: ignore[call-overload]

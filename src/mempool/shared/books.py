@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from mempool._core import Account, _SharedHold, _SharedMemory
 from mempool.errors import AccountLimitExceeded, PoolExhausted
@@ -30,25 +30,24 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _alone(method: "Callable[Concatenate[Books, _P], _T]") -> "Callable[Concatenate[Books, _P], _T]":
+def _alone(method: _Method) -> _Method:
     """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it."""
 
     @functools.wraps(method)
-    def run(books: "Books", /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+    def run(books: "Books", *arguments: Any) -> Any:
         with books.lock:
             if books.busy:
                 raise RuntimeError(f"pool {books.name!r} was called within one of its own calls")
             books.busy = True
             try:
-                return method(books, *arguments, **named)
+                return method(books, *arguments)
             finally:
                 books.busy = False
 
-    return run
+    return cast(_Method, run)
 
 
 class Books:
@@ -272,6 +271,10 @@ class Books:
 
     # ---- the end
 
+    def abandon(self, pool: object) -> None:
+        """Close, as the pool is gone."""
+        self.close()
+
     @_alone
     def close(self) -> None:
         """Drop what is idle and stop owning the rest: views, other processes and messages on their way keep it."""
@@ -289,3 +292,4 @@ class Books:
                     here.keep(segment.memory, block.index, self.terms)
             self._drop(segment)
         self.idle, self.waiting, self.refs = {}, {}, {}
+        here.books.discard(self)

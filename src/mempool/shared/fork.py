@@ -64,8 +64,10 @@ def _after_in_child() -> None:
     _frozen.clear()
     here.__init__()  # type: ignore[misc]
     for one in books:
+        for segment in one.segments.values():
+            segment.blocks = []  # so that what is idle goes now, and not with the collector
         one.clear()
-        here.books.add(one)
+    here.books.update(books)
 
 
 if hasattr(os, "register_at_fork"):

@@ -73,7 +73,6 @@ def send(hold: _SharedHold) -> Message:
         memory.get(word(index, GENERATION)),
         memoryview(hold).nbytes,
     )
-    here.at_exit()
     # The time first: a count with an old time would look as if it had waited long.
     memory.set(word(index, SENT_AT), time.monotonic_ns())
     memory.add(word(index, SENDS))

@@ -79,10 +79,10 @@ class SharedPool:
         check_platform()
         name = f"shared-{next(_numbers)}" if name is None else name
         self._books = books = Books(name, most, Account(name, parent=account), terms)
-        books.pool = weakref.ref(self)
+        # No `weakref.finalize`, which does nothing late in an exit, when a queue may just have sent its last message.
+        books.pool = weakref.ref(self, books.abandon)
         with here.lock:
             here.books.add(books)
-        weakref.finalize(self, books.close).atexit = False
 
     @property
     def name(self) -> str:
@@ -136,6 +136,7 @@ class SharedPool:
             raise TypeError(f"zero must be True or False, not {zero!r}")
         if size > _MOST:
             raise OverflowError(f"nbytes of {shown(size)} bytes cannot be addressed")
+        here.at_exit()
         here.sweep()
         hold, fresh = self._books.lend(size)
         if zero and not fresh:

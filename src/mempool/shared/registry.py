@@ -45,7 +45,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.books: weakref.WeakSet[Books] = weakref.WeakSet()
+        self.books: set[Books] = set()  # of pools that are not closed
         self.owned: dict[bytes, tuple[weakref.ref[SharedPool], Segment]] = {}
         self.closed: weakref.WeakKeyDictionary[_SharedMemory, Terms] = weakref.WeakKeyDictionary()
         # A dict, as its single steps need no lock: `lock` is taken before those of books, never after.
@@ -66,7 +66,10 @@ class Registry:
                     self.parcels.pop(number, None)
 
     def at_exit(self) -> None:
-        """Have the exit of this process wait for messages; called with each message, as a child of fork forgets."""
+        """Have the exit of this process wait for messages; called with each lease, as a child of fork forgets.
+
+        Not with each message: a queue that pickles while its process exits is too late to add to what an exit does.
+        """
         if self.exit_known:
             return
         self.exit_known = True
