@@ -39,6 +39,7 @@ TABLES = {
     "slab": "slab",
     "mapped": "mapped",
     "ring": "ring",
+    "shared": "shared",
 }
 TIMEOUT = 180.0
 

@@ -15,7 +15,6 @@ from mempool.shared import SharedPool
 linux = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="shared memory needs Linux")
 
 
-
 def stamp(buffer: Any, token: int) -> None:
     """Fill a buffer, whose length is a multiple of 8, with one word."""
     buffer.array("u8")[:] = token
@@ -94,5 +93,3 @@ def is_idle(pool: SharedPool) -> bool:
     """Whether every block of a pool can be lent again."""
     stats = pool.stats()
     return stats.in_use == stats.retired == stats.in_flight == stats.held == 0
-
-

@@ -23,6 +23,9 @@ import mempool.accounting
 import mempool.errors
 import mempool.pickle
 import mempool.settings
+import mempool.shared.buffer
+import mempool.shared.pool
+import mempool.shared.stats
 import mempool.units
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +39,9 @@ MODULES = [
     mempool.errors,
     mempool.pickle,
     mempool.settings,
+    mempool.shared.buffer,
+    mempool.shared.pool,
+    mempool.shared.stats,
     mempool.units,
 ]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
@@ -46,6 +52,12 @@ HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 common_machine = pytest.mark.skipif(
     not hasattr(os, "preadv") or mmap.PAGESIZE != 4096, reason="the pages show preadv and figures of 4 KiB pages"
 )
+
+
+def needs_linux(name: str) -> None:
+    """Skip what shows shared memory where there is none."""
+    if "shared" in name and not hasattr(os, "memfd_create"):
+        pytest.skip("shared memory needs Linux")
 
 
 def name_of(page: Path) -> str:
@@ -83,6 +95,7 @@ def run_page(page: Path) -> int:
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text(encoding="utf-8")], ids=name_of)
 def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     """In an interpreter and a folder of its own: pages fork, warn, and change settings."""
+    needs_linux(page.name)
     assert page_as_doctest(page).examples
     command = [sys.executable, "-W", "error", __file__, str(page)]
     environment = {**os.environ, "PYTHONPATH": str(Path(mempool.__file__).resolve().parent.parent)}
@@ -130,6 +143,7 @@ EXAMPLES = [(name, text) for name, text in docstrings() if ">>>" in text]
 
 @pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_examples_of_a_docstring_run(name: str, text: str) -> None:
+    needs_linux(name)
     module = next(module for module in reversed(MODULES) if name.startswith(module.__name__))
     test = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), dict(vars(module)), name, None, None)
     runner = doctest.DocTestRunner()
@@ -163,11 +177,14 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("BufferPool", public(mempool.BufferPool)),
         ("Buffer", public(mempool.Buffer)),
         ("PoolStats", public(mempool.PoolStats) | public(mempool.SizeClassStats)),
+        ("SharedPool", public(mempool.shared.SharedPool)),
+        ("SharedBuffer", public(mempool.shared.SharedBuffer)),
+        ("SharedStats", public(mempool.shared.SharedStats)),
         ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
-        ("Errors", set(mempool.errors.__all__)),
+        ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
     ],
@@ -201,6 +218,9 @@ def test_everything_public_is_documented() -> None:
         "guard_truncation",
     )
     expected |= {f"mempool._core.{name}" for name in functions}
+    for name in public(mempool.shared.SharedBuffer):
+        assert getattr(mempool.shared.SharedBuffer, name).__doc__, name
+    expected |= {f"mempool.shared.pool.SharedPool.{name}" for name in public(mempool.shared.SharedPool)}
     assert {name for name in expected if not described.get(name)} == set()
 
 

@@ -7,12 +7,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import pytest
-from shared_kit import Child, check, is_idle, linux, nothing_left, stamp
-from support import until
-
 from mempool import PoolExhausted
 from mempool.shared import SharedPool
+from shared_kit import Child, check, is_idle, linux, nothing_left, stamp
+from support import until
 
 pytestmark = linux
 
@@ -27,7 +25,8 @@ def consume(wire: Any, seed: int) -> None:
     kept: list[tuple[int, Any]] = []
     while True:
         token, buffer = wire.recv()
-        assert not buffer.lost and check(buffer, token), "torn on arrival"
+        assert not buffer.lost
+        assert check(buffer, token), "torn on arrival"
         if rng.random() < 0.3:
             kept.append((token, buffer))
         if rng.random() < 0.5:
@@ -52,7 +51,8 @@ def produce(wire: Any, seed: int) -> None:
             wire.send((token, buffer))
         while wire.poll():
             token, buffer = wire.recv()
-            assert buffer.pool is pool and check(buffer, token), "torn at home"
+            assert buffer.pool is pool
+            assert check(buffer, token), "torn at home"
         buffer = None
 
 
@@ -81,7 +81,8 @@ def feed_and_kill(pool: SharedPool, seed: int) -> None:
         out += 1
         if rng.random() < 0.6:
             token, buffer = child.wire.recv()
-            assert buffer.pool is pool and check(buffer, token), "torn at home"
+            assert buffer.pool is pool
+            assert check(buffer, token), "torn at home"
             del buffer
             out -= 1
     spin(rng.random() * 0.002)
@@ -130,7 +131,8 @@ def test_killed_consumers() -> None:
                 feed_and_kill(pool, seed)
                 until(lambda: is_idle(pool), "the return of all blocks")
                 pool.trim()
-                assert pool.stats().reserved == 0 and pool.account.used == 0
+                assert pool.stats().reserved == 0
+                assert pool.account.used == 0
 
 
 def test_killed_producers() -> None:

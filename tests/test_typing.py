@@ -15,7 +15,7 @@ PACKAGE = Path(mempool.__file__).parent
 
 # What the stub leaves out, or the runtime does not show: the buffer protocol before 3.12, what Cython adds.
 DIFFERENT = r"""
-mempool\._core\.(Buffer|SlabAllocator|MappedArray)\.__(release_)?buffer__
+mempool\._core\.(Buffer|SlabAllocator|MappedArray|_Shared\w+)\.__(release_)?buffer__
 mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
 """

@@ -29,6 +29,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
+from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
 def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:
@@ -215,3 +216,20 @@ def arenas(pool: BufferPool) -> None:
         assert_type(same, Arena)
     arena.reset()
     assert_type(arena.retired, int)
+
+
+def shared(account: Account) -> None:
+    pool = SharedPool("1GiB", account=account, name="frames", transit_timeout=None, linger="500ms")
+    with pool as same, pool.acquire("1MiB", zero=True) as b:
+        assert_type(same, SharedPool)
+        assert_type(b, SharedBuffer)
+        assert_type(b.pool, SharedPool | None)
+        assert_type(b.lost, bool)
+        assert_type(b[0], int)
+        assert_type(b[1:2], memoryview)
+        b[0:3] = b"abc"
+        assert_type(b.array(np.float32, (2, 2)), NDArray[np.float32])
+        assert_type(memoryview(b), memoryview[int])
+    assert_type(pool.stats(), SharedStats)
+    assert_type(pool.stats().limit, int | None)
+    assert_type(pool.trim(), int)

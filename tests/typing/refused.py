@@ -2,6 +2,7 @@
 
 import mempool
 from mempool import Account, Buffer, BufferPool
+from mempool.shared import SharedBuffer, SharedPool
 
 
 def pools(pool: BufferPool) -> None:
@@ -70,3 +71,11 @@ def arenas(arena: mempool.Arena) -> None:
     mempool.Arena(1, pool="default")  # type: ignore[arg-type]
     arena.alloc(10, align="64")  # type: ignore[arg-type]
     arena.array("f8")  # type: ignore[call-overload]
+
+
+def shared(pool: SharedPool, b: SharedBuffer) -> None:
+    SharedPool(1.5)  # type: ignore[arg-type]
+    SharedPool("1GiB", "frames")  # type: ignore[arg-type, call-arg]
+    pool.acquire(None)  # type: ignore[arg-type]
+    pool.limit = 5  # type: ignore[misc]
+    b["a"] = 5  # type: ignore[call-overload]

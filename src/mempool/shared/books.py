@@ -8,23 +8,46 @@
 Invariant: a block is in `idle`, in `waiting`, or has holds; `reserved` is the bytes of all `segments`.
 """
 
+import functools
 import os
 import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from mempool._core import Account, _SharedHold, _SharedMemory
 from mempool.errors import AccountLimitExceeded, PoolExhausted
 from mempool.shared.layout import GENERATION, HEADER, IN_FLIGHT, block_size, blocks_per_segment, word
 from mempool.shared.registry import Terms, here
 from mempool.shared.segment import Block, Ref, Segment
+from mempool.shared.stats import SharedStats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mempool.shared.pool import SharedPool
 
 __all__: list[str] = []
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _alone(method: _Method) -> _Method:
+    """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it."""
+
+    @functools.wraps(method)
+    def run(books: "Books", *arguments: Any) -> Any:
+        with books.lock:
+            if books.busy:
+                raise RuntimeError(f"pool {books.name!r} was called within one of its own calls")
+            books.busy = True
+            try:
+                return method(books, *arguments)
+            finally:
+                books.busy = False
+
+    return cast(_Method, run)
 
 
 class Books:
@@ -39,7 +62,8 @@ class Books:
 
     def clear(self) -> None:
         """Begin with nothing, as a child of fork does."""
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # reentrant, as a signal handler may fork
+        self.busy = False
         self.pid = os.getpid()
         self.idle: dict[int, list[Block]] = {}
         self.waiting: dict[Block, None] = {}
@@ -51,37 +75,33 @@ class Books:
 
     # ---- lending
 
+    @_alone
     def lend(self, nbytes: int) -> tuple[_SharedHold, bool]:
         """Return a hold of a free block, and whether its bytes are zeros."""
-        here.sweep()
-        with self.lock:
-            if self.closed:
-                raise ValueError(f"pool {self.name!r} is closed")
-            block, fresh = self._free_block(nbytes)
-            try:
-                hold = self._hold(block, nbytes)
-            except BaseException:
-                self._make_idle(block)
-                raise
-            block.fresh = False
-            self.acquires += 1
-            return hold, fresh
+        if self.closed:
+            raise ValueError(f"pool {self.name!r} is closed")
+        block = self._free_block(nbytes)
+        try:
+            hold, fresh = self._hold(block, nbytes), block.fresh
+        except BaseException:
+            self._make_idle(block)
+            raise
+        block.fresh = False
+        self.acquires += 1
+        return hold, fresh
 
-    def _free_block(self, nbytes: int) -> tuple[Block, bool]:
+    def _free_block(self, nbytes: int) -> Block:
         """Take a block out of `idle`; makes a segment if there is none."""
         capacity = block_size(nbytes)
-        blocks = self.idle.get(capacity)
-        if not blocks:
+        if not self.idle.get(capacity):
             self.gather()
-            blocks = self.idle.get(capacity)
-        if blocks:
+        if self.idle.get(capacity):
             self.hits += 1
         else:
             self._grow(nbytes, capacity)
-            blocks = self.idle[capacity]
-        block = blocks.pop()
+        block = self.idle[capacity].pop()
         block.segment.ready -= 1
-        return block, block.fresh
+        return block
 
     def _hold(self, block: Block, nbytes: int) -> _SharedHold:
         segment = block.segment
@@ -92,18 +112,18 @@ class Books:
         block.holds += 1
         return hold
 
+    @_alone
     def again(self, segment: Segment, index: int, generation: int, nbytes: int) -> _SharedHold | None:
-        """A message came home: return one more hold of the block; None if the message is too old."""
-        with self.lock:
-            if segment.nonce not in self.segments:
-                return None
-            block = segment.blocks[index]
-            if block.get(GENERATION) != generation:
-                return None
-            hold = self._hold(block, nbytes)
-            self.waiting.pop(block, None)
-            segment.memory.drop(word(index, IN_FLIGHT))
-            return hold
+        """Return one more hold of a block whose message came home; None if the message is too old."""
+        if segment.nonce not in self.segments:
+            return None
+        block = segment.blocks[index] if index >= 0 else None
+        if block is None or block.get(GENERATION) != generation or not (block.holds or block in self.waiting):
+            return None
+        hold = self._hold(block, nbytes)
+        self.waiting.pop(block, None)
+        segment.memory.drop(word(index, IN_FLIGHT))
+        return hold
 
     # ---- growing
 
@@ -176,6 +196,12 @@ class Books:
         elif block.segment.ready == len(block.segment.blocks):
             self._drop(block.segment)
 
+    @_alone
+    def trim(self) -> int:
+        """Take back what nobody has, and give unused segments to the OS; returns their bytes."""
+        self.gather()
+        return self.drop_idle()
+
     def drop_idle(self) -> int:
         """Give segments back of which no block is used; returns their bytes."""
         before = self.reserved
@@ -192,29 +218,78 @@ class Books:
             self.idle[segment.capacity] = blocks
             segment.blocks = []  # they name the segment: no circle shall keep the memory until the collector comes
 
+    @_alone
     def awaits(self) -> bool:
         """Whether a message of a block may still arrive."""
         now = time.monotonic_ns()
-        with self.lock:
-            blocks = [block for segment in self.segments.values() for block in segment.blocks]
-            return any(block.in_flight(now, self.terms.patience) for block in blocks)
+        blocks = [block for segment in self.segments.values() for block in segment.blocks]
+        return any(block.in_flight(now, self.terms.patience) for block in blocks)
+
+    @_alone
+    def report(self) -> SharedStats:
+        """Return the figures of this moment."""
+        self.gather()
+        uses, live = self._uses()
+        now = time.monotonic_ns()
+        flying = [block.in_flight(now, self.terms.patience) for block in self.waiting]
+        sizes = [block.segment.capacity for block in self.waiting]
+        left = [memory.nbytes for memory in (ref() for ref in self.left) if memory is not None]
+        in_use = sum(block.segment.capacity for block, used in uses.items() if used)
+        retired = sum(block.segment.capacity for block, used in uses.items() if not used)
+        retired += sum(left) - HEADER * len(left)
+        in_flight = sum(size for size, fly in zip(sizes, flying, strict=True) if fly)
+        held = sum(sizes) - in_flight
+        idle = sum(capacity * len(blocks) for capacity, blocks in self.idle.items())
+        reserved = self.reserved + sum(left)
+        return SharedStats(
+            in_use=in_use,
+            retired=retired,
+            in_flight=in_flight,
+            held=held,
+            idle=idle,
+            overhead=reserved - in_use - retired - in_flight - held - idle,
+            reserved=reserved,
+            peak=self.peak,
+            limit=self.limit,
+            segments=len(self.segments) + len(left),
+            live=live,
+            acquires=self.acquires,
+            hits=self.hits,
+            exhausted=self.exhausted,
+        )
+
+    def _uses(self) -> tuple[dict[Block, bool], int]:
+        """Return whether each block with holds is lent or only viewed, and how many buffers are lent."""
+        uses = {ref.block: False for ref in self.refs.values()}
+        live = 0
+        for ref in self.refs.values():
+            hold = ref()
+            if hold is not None and not hold.ended:
+                uses[ref.block] = True
+                live += 1
+        return uses, live
 
     # ---- the end
 
+    def abandon(self, pool: object) -> None:
+        """Close, as the pool is gone."""
+        self.close()
+
+    @_alone
     def close(self) -> None:
         """Drop what is idle and stop owning the rest: views, other processes and messages on their way keep it."""
-        with self.lock:
-            if self.closed:
-                return
-            self.closed = True
-            self.gather()
-            self.drop_idle()
-            now = time.monotonic_ns()
-            for segment in list(self.segments.values()):  # what is left is in use somewhere
-                here.closed[segment.memory] = self.terms
-                self.left.append(weakref.ref(segment.memory))
-                for block in segment.blocks:
-                    if block.in_flight(now, self.terms.patience):
-                        here.keep(segment.memory, block.index, self.terms)
-                self._drop(segment)
-            self.idle, self.waiting, self.refs = {}, {}, {}
+        if self.closed:
+            return
+        self.closed = True
+        self.gather()
+        self.drop_idle()
+        now = time.monotonic_ns()
+        for segment in list(self.segments.values()):  # what is left is in use somewhere
+            here.closed[segment.memory] = self.terms
+            self.left.append(weakref.ref(segment.memory))
+            for block in segment.blocks:
+                if block.in_flight(now, self.terms.patience):
+                    here.keep(segment.memory, block.index, self.terms)
+            self._drop(segment)
+        self.idle, self.waiting, self.refs = {}, {}, {}
+        here.books.discard(self)

@@ -1,8 +1,8 @@
 """What a fork does to shared memory.
 
-A child of fork sees what its parent had lent here at that moment. Blocks that the parent received carry a lock of their own, which the
-child inherits with the mapping. Blocks of the parent's own pools do not, as a lock per lease would be paid by all who never fork: so
-each gets a descriptor with a lock now, which the child keeps as long as it sees the block. The pools of the child begin empty.
+A child of fork sees what its parent had lent here at that moment. Blocks that the parent received carry a lock of their own, which
+the child inherits with the mapping. Blocks of the parent's own pools do not: all would pay for locks, also those who never fork. So
+each gets a descriptor with a lock now, which the child keeps as long as it sees the block. The child's pools begin empty.
 """
 
 import os
@@ -64,8 +64,10 @@ def _after_in_child() -> None:
     _frozen.clear()
     here.__init__()  # type: ignore[misc]
     for one in books:
+        for segment in one.segments.values():
+            segment.blocks = []  # so that what is idle goes now, and not with the collector
         one.clear()
-        here.books.add(one)
+    here.books.update(books)
 
 
 if hasattr(os, "register_at_fork"):

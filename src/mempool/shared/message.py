@@ -54,7 +54,7 @@ class Message(NamedTuple):
     device: int
     inode: int
     nonce: bytes
-    index: int
+    block: int
     generation: int
     nbytes: int
 
@@ -73,7 +73,6 @@ def send(hold: _SharedHold) -> Message:
         memory.get(word(index, GENERATION)),
         memoryview(hold).nbytes,
     )
-    here.at_exit()
     # The time first: a count with an old time would look as if it had waited long.
     memory.set(word(index, SENT_AT), time.monotonic_ns())
     memory.add(word(index, SENDS))
@@ -88,31 +87,34 @@ def send(hold: _SharedHold) -> Message:
 def receive(message: Message) -> "tuple[_SharedHold, SharedPool | None]":
     """Return a hold of the block, and its pool if it came home; raises `Lost`."""
     here.sweep()
-    owner = here.owned.get(message.nonce)
-    pool = owner[0]() if owner is not None else None
-    if owner is not None and pool is not None:
-        hold = pool._books.again(owner[1], message.index, message.generation, message.nbytes)
-        if hold is not None:
-            return hold, pool
-        if not pool.closed:
-            raise Lost(_too_old(message))
     try:
         check_platform()
-        return _attach(message), None
-    except (OSError, ValueError) as error:
+        return _come_home(message) or (_attach(message), None)
+    except (OSError, ValueError, IndexError) as error:
         raise Lost(f"shared buffer of {message.nbytes} bytes cannot be opened: {error}") from error
+
+
+def _come_home(message: Message) -> "tuple[_SharedHold, SharedPool] | None":
+    """Return what this process owns; None if it is another's."""
+    owner = here.owned.get(message.nonce)
+    pool = owner[0]() if owner is not None else None
+    if owner is None or pool is None:
+        return None
+    hold = pool._books.again(owner[1], message.block, message.generation, message.nbytes)
+    if hold is not None:
+        return hold, pool
+    if pool.closed:
+        return None
+    raise Lost(_too_old(message))
 
 
 def _attach(message: Message) -> _SharedHold:
     memory = _map(_open(message), message)
-    try:
-        _share(memory, message.index)
-        if memory.get(word(message.index, GENERATION)) != message.generation:
-            raise Lost(_too_old(message))
-        hold = _SharedHold(memory, message.index, memory.get(CAPACITY_WORD), message.nbytes)
-    except IndexError as error:
-        raise Lost(f"shared buffer has a bad message: {error}") from error
-    memory.drop(word(message.index, IN_FLIGHT))
+    _share(memory, message.block)
+    if memory.get(word(message.block, GENERATION)) != message.generation:
+        raise Lost(_too_old(message))
+    hold = _SharedHold(memory, message.block, memory.get(CAPACITY_WORD), message.nbytes)
+    memory.drop(word(message.block, IN_FLIGHT))
     return hold
 
 
@@ -132,7 +134,9 @@ def _open(message: Message) -> int:
     if refused is not None:
         raise refused
     pids = " and ".join(str(pid) for pid, _ in message.places)
-    raise Lost(f"shared buffer of {message.nbytes} bytes is lost: process {pids}, which had it, is gone or has dropped it")
+    raise Lost(
+        f"shared buffer of {message.nbytes} bytes is lost: process {pids}, which had it, is gone or has dropped it"
+    )
 
 
 def _same(status: os.stat_result, message: Message) -> bool:
@@ -171,5 +175,3 @@ def _nonce(memory: _SharedMemory) -> bytes:
 
 def _too_old(message: Message) -> str:
     return f"shared buffer of {message.nbytes} bytes came too late: its block was taken back and may be another lease's by now"
-
-

@@ -1,9 +1,7 @@
 """Where leases of shared memory come from."""
 
 import itertools
-import time
 import weakref
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, SupportsIndex
 
@@ -12,59 +10,15 @@ from mempool.settings import parse_limit
 from mempool.shared import fork as fork  # registers its handlers
 from mempool.shared.books import Books
 from mempool.shared.buffer import SharedBuffer, make
-from mempool.shared.layout import HEADER
 from mempool.shared.registry import Terms, here
 from mempool.shared.segment import check_platform
+from mempool.shared.stats import SharedStats
 from mempool.units import parse_duration, parse_size, shown
 
-__all__ = ["SharedPool", "SharedStats"]
+__all__ = ["SharedPool"]
 
 _numbers = itertools.count(1)
 _MOST = (1 << 62) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SharedStats:
-    """A consistent snapshot of a shared pool. Sizes are bytes, each lease as its whole block.
-
-    Attributes
-    ----------
-    in_use : int
-        Lent in this process.
-    retired : int
-        Released here, or the `SharedBuffer` is gone, but a view in this process lives.
-    in_flight : int
-        Nothing here sees it, but a message is on its way.
-    held : int
-        Nothing here sees it and nothing is on its way: other processes have it.
-    idle : int
-        Ready to lend.
-    overhead : int
-        Headers of segments, and blocks that cannot be lent again.
-    reserved, peak : int
-        All segments together (the sum of the above), and the most that it ever was.
-    limit : int or None
-        Most that may be reserved.
-    segments, live : int
-        Segments, and buffers lent in this process.
-    acquires, hits, exhausted : int
-        Leases so far, those served from memory that was there, and `PoolExhausted` raised.
-    """
-
-    in_use: int
-    retired: int
-    in_flight: int
-    held: int
-    idle: int
-    overhead: int
-    reserved: int
-    peak: int
-    limit: int | None
-    segments: int
-    live: int
-    acquires: int
-    hits: int
-    exhausted: int
 
 
 class SharedPool:
@@ -125,10 +79,10 @@ class SharedPool:
         check_platform()
         name = f"shared-{next(_numbers)}" if name is None else name
         self._books = books = Books(name, most, Account(name, parent=account), terms)
-        books.pool = weakref.ref(self)
+        # No `weakref.finalize`, which does nothing late in an exit, when a queue may just have sent its last message.
+        books.pool = weakref.ref(self, books.abandon)
         with here.lock:
             here.books.add(books)
-        weakref.finalize(self, books.close).atexit = False
 
     @property
     def name(self) -> str:
@@ -182,6 +136,8 @@ class SharedPool:
             raise TypeError(f"zero must be True or False, not {zero!r}")
         if size > _MOST:
             raise OverflowError(f"nbytes of {shown(size)} bytes cannot be addressed")
+        here.at_exit()
+        here.sweep()
         hold, fresh = self._books.lend(size)
         if zero and not fresh:
             hold.clear()
@@ -190,17 +146,12 @@ class SharedPool:
     def trim(self) -> int:
         """Give segments of which no block is used back to the OS; returns their bytes."""
         here.sweep()
-        books = self._books
-        with books.lock:
-            books.gather()
-            return books.drop_idle()
+        return self._books.trim()
 
     def stats(self) -> SharedStats:
         """Return a `SharedStats`: figures that belong to one moment. Works after `close()` too."""
         here.sweep()
-        with self._books.lock:
-            self._books.gather()
-            return _count(self._books)
+        return self._books.report()
 
     def close(self) -> None:
         """Refuse new leases and give idle memory back. What is lent, held elsewhere or on its way stays valid. Idempotent."""
@@ -221,39 +172,3 @@ class SharedPool:
         state = ", closed" if self.closed else ""
         used = stats.in_use + stats.retired + stats.in_flight + stats.held
         return f"<mempool.shared.SharedPool {self.name!r}: {used} bytes in use, {stats.idle} idle, limit {stats.limit}{state}>"
-
-
-def _count(books: Books) -> SharedStats:
-    lent = {ref.block: False for ref in books.refs.values()}
-    live = 0
-    for ref in books.refs.values():
-        hold = ref()
-        if hold is not None and not hold.ended:
-            lent[ref.block] = True
-            live += 1
-    now = time.monotonic_ns()
-    in_use = sum(block.segment.capacity for block, used in lent.items() if used)
-    retired = sum(block.segment.capacity for block, used in lent.items() if not used)
-    flying = [block for block in books.waiting if block.in_flight(now, books.terms.patience)]
-    in_flight = sum(block.segment.capacity for block in flying)
-    held = sum(block.segment.capacity for block in books.waiting) - in_flight
-    idle = sum(capacity * len(blocks) for capacity, blocks in books.idle.items())
-    left = [memory for memory in (ref() for ref in books.left) if memory is not None]
-    retired += sum(memory.nbytes - HEADER for memory in left)
-    reserved = books.reserved + sum(memory.nbytes for memory in left)
-    return SharedStats(
-        in_use=in_use,
-        retired=retired,
-        in_flight=in_flight,
-        held=held,
-        idle=idle,
-        overhead=reserved - in_use - retired - in_flight - held - idle,
-        reserved=reserved,
-        peak=books.peak,
-        limit=books.limit,
-        segments=len(books.segments) + len(left),
-        live=live,
-        acquires=books.acquires,
-        hits=books.hits,
-        exhausted=books.exhausted,
-    )

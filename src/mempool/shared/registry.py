@@ -31,13 +31,13 @@ class Parcel(NamedTuple):
     """A block of a closed pool with messages in flight, kept until they arrive."""
 
     memory: _SharedMemory
-    index: int
+    block: int
     terms: Terms
 
     def on_its_way(self, now: int) -> bool:
         """Whether a message may still arrive."""
-        sent = self.memory.get(word(self.index, SENT_AT))
-        return self.memory.get(word(self.index, IN_FLIGHT)) > 0 and now - sent <= self.terms.patience
+        sent = self.memory.get(word(self.block, SENT_AT))
+        return self.memory.get(word(self.block, IN_FLIGHT)) > 0 and now - sent <= self.terms.patience
 
 
 class Registry:
@@ -45,7 +45,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.books: weakref.WeakSet[Books] = weakref.WeakSet()
+        self.books: set[Books] = set()  # of pools that are not closed
         self.owned: dict[bytes, tuple[weakref.ref[SharedPool], Segment]] = {}
         self.closed: weakref.WeakKeyDictionary[_SharedMemory, Terms] = weakref.WeakKeyDictionary()
         # A dict, as its single steps need no lock: `lock` is taken before those of books, never after.
@@ -53,9 +53,9 @@ class Registry:
         self.numbers = itertools.count()
         self.exit_known = False
 
-    def keep(self, memory: _SharedMemory, index: int, terms: Terms) -> None:
+    def keep(self, memory: _SharedMemory, block: int, terms: Terms) -> None:
         """Keep a segment as long as messages of this block may arrive."""
-        self.parcels[next(self.numbers)] = Parcel(memory, index, terms)
+        self.parcels[next(self.numbers)] = Parcel(memory, block, terms)
 
     def sweep(self) -> None:
         """Let go of what has arrived."""
@@ -66,7 +66,10 @@ class Registry:
                     self.parcels.pop(number, None)
 
     def at_exit(self) -> None:
-        """Have the exit of this process wait for messages; called with each message, as a child of fork forgets."""
+        """Have the exit of this process wait for messages; called with each lease, as a child of fork forgets.
+
+        Not with each message: a queue that pickles while its process exits is too late to add to what an exit does.
+        """
         if self.exit_known:
             return
         self.exit_known = True
