@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
-from support import start
 
 import mempool
+from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
 from mempool.io import copy, copying
+from support import start
 
 WAYS = ["copy_file_range", "sendfile", "blocks"]
 

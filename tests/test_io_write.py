@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
-from support import start
 
 import mempool
-from mempool import BufferPool
+from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
 from mempool.io import _direct, _sinks, read, write, writing
+from support import start
 
 DIRECT = pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
 
@@ -87,14 +86,23 @@ def test_data_of_all_kinds(tmp_path: Path) -> None:
     with mempool.acquire(10) as b:
         b[:] = b"0123456789"
         for data, expected in [
-            (b, b"0123456789"), (b[::2], b"02468"), (b[::-1], b"9876543210"), (bytearray(b"ab"), b"ab"), (array.array("i", [1, 2]), None),
-            (numbers, None), (numbers[:, 1:, ::2], None), (numbers.T, None), (np.zeros((0, 3)), b""), (np.float64(1), None), ([], b""),
-            ([numbers, b[5:]], numbers.tobytes() + b"56789"),
+            (b, b"0123456789"), (b[::2], b"02468"), (b[::-1], b"9876543210"), (bytearray(b"ab"), b"ab"),
+            (array.array("i", [1, 2]), None), (numbers, None), (numbers[:, 1:, ::2], None), (numbers.T, None),
+            (np.zeros((0, 3)), b""), (np.float64(1), None), ([], b""), ([numbers, b[5:]], numbers.tobytes() + b"56789"),
         ]:  # fmt: skip
             expected = data.tobytes() if expected is None else expected
             assert write(path, data) == len(expected)
             assert path.read_bytes() == expected
-        b.resize(5)  # no view was left
+
+
+def test_no_view_is_left(tmp_path: Path) -> None:
+    with mempool.acquire(10) as b:
+        write(tmp_path / "new", b)
+        write(tmp_path / "new", [b, b], direct=True)
+        with pytest.raises(TypeError) as kept:
+            write(tmp_path / "new", [b, "x"])
+        assert kept
+        b.resize(5)
 
 
 def test_data_that_has_no_bytes(tmp_path: Path) -> None:

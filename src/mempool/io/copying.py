@@ -86,6 +86,8 @@ def _refuse_same(src: Any, dst: Any) -> None:
 
 def _status(what: Any) -> os.stat_result | None:
     """Return what the OS says of the file; None where there is none, or not yet."""
+    if isinstance(what, bool):
+        return None
     try:
         return os.stat(what if is_path(what) or isinstance(what, int) else what.fileno())
     except (OSError, AttributeError, TypeError, ValueError):

@@ -80,12 +80,16 @@ def views_of(data: Any) -> list[memoryview]:
     except TypeError:
         if isinstance(data, str) or not isinstance(data, Iterable):
             raise TypeError(f"data must be bytes-like, or an iterable of such, not {type(data).__name__}") from None
-    views = []
-    for piece in data:
-        try:
+    views: list[memoryview] = []
+    try:
+        for piece in data:
             views.append(flat(memoryview(piece)))
-        except TypeError:
-            raise TypeError(f"each piece of data must be bytes-like, not {type(piece).__name__}") from None
+    except BaseException as error:
+        for view in views:
+            view.release()
+        if isinstance(error, TypeError):
+            raise TypeError(f"each piece of data must be bytes-like: {error}") from None
+        raise
     return views
 
 
