@@ -38,6 +38,8 @@ TABLES = {
     "break_even": "break_even",
     "slab": "slab",
     "mapped": "mapped",
+    "io": "io_read",
+    "chunks": "chunks",
 }
 TIMEOUT = 180.0
 
