@@ -21,6 +21,11 @@ import mempool._core
 import mempool._records
 import mempool.accounting
 import mempool.errors
+import mempool.io
+import mempool.io.chunks
+import mempool.io.copying
+import mempool.io.reading
+import mempool.io.writing
 import mempool.settings
 import mempool.units
 
@@ -33,6 +38,11 @@ MODULES = [
     mempool._records,
     mempool.accounting,
     mempool.errors,
+    mempool.io,
+    mempool.io.chunks,
+    mempool.io.copying,
+    mempool.io.reading,
+    mempool.io.writing,
     mempool.settings,
     mempool.units,
 ]
@@ -165,6 +175,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
+        ("io", set(mempool.io.__all__) | public(mempool.io.ChunkIterator)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

@@ -61,7 +61,8 @@ def write(
     >>> path = os.path.join(tempfile.mkdtemp(), "x")
     >>> write(path, [b"one ", b"two"]), write(path, b"TWO", offset=4)
     (7, 3)
-    >>> open(path, "rb").read()
+    >>> with open(path, "rb") as file:
+    ...     file.read()
     b'one TWO'
     """
     start = None if offset is None else parse_size(offset, "offset")
