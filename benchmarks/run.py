@@ -40,6 +40,8 @@ TABLES = {
     "mapped": "mapped",
     "ring": "ring",
     "shared": "shared",
+    "io": "io_read",
+    "chunks": "chunks",
 }
 TIMEOUT = 180.0
 

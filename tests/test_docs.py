@@ -21,6 +21,11 @@ import mempool._core
 import mempool._records
 import mempool.accounting
 import mempool.errors
+import mempool.io
+import mempool.io.chunks
+import mempool.io.copying
+import mempool.io.reading
+import mempool.io.writing
 import mempool.pickle
 import mempool.settings
 import mempool.shared.buffer
@@ -38,6 +43,11 @@ MODULES = [
     mempool.accounting,
     mempool.errors,
     mempool.pickle,
+    mempool.io,
+    mempool.io.chunks,
+    mempool.io.copying,
+    mempool.io.reading,
+    mempool.io.writing,
     mempool.settings,
     mempool.shared.buffer,
     mempool.shared.pool,
@@ -185,6 +195,8 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
+        ("io", set(mempool.io.__all__) | public(mempool.io.ChunkIterator)),
+        ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
     ],

@@ -22,7 +22,7 @@ cdef int leak_mode(object value) except -1:
 
 
 cdef tuple whereabouts():
-    """The module that runs, and the frames as (file name, line, function), innermost first; not those of this package's own Python."""
+    """The module that runs, and the frames as (file name, line, function), innermost first, without this package's own."""
     cdef list stack = []
     try:
         frame = _sys._getframe(0)

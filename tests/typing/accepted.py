@@ -2,6 +2,8 @@
 
 import asyncio
 import ctypes
+import io
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
@@ -29,6 +31,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
+from mempool.io import ChunkIterator, copy, iter_chunks, read, write
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
@@ -233,3 +236,24 @@ def shared(account: Account) -> None:
     assert_type(pool.stats(), SharedStats)
     assert_type(pool.stats().limit, int | None)
     assert_type(pool.trim(), int)
+
+
+def files(path: Path, pool: BufferPool, peer: socket.socket, b: Buffer) -> None:
+    assert_type(read(path), Buffer)
+    assert_type(read(0, pool=pool, offset="1KiB", size=None, direct=True), Buffer)
+    read(b"name", size=10)
+    read(peer)
+    read(io.BytesIO())
+    with path.open("rb") as file, iter_chunks(file, "64KiB", pool=pool, readahead=0, direct=False) as chunks:
+        assert_type(chunks, ChunkIterator)
+        for chunk in chunks:
+            assert_type(chunk, Buffer)
+        read(file)
+        copy(file, peer)
+    assert_type(write(str(path), b), int)
+    write(1, [b"x", bytearray(1), memoryview(b)], offset=5)
+    write(peer, b"x", direct=False)
+    with path.open("wb") as target:
+        write(target, b)
+        assert_type(copy(path, target, size="1 MiB"), int)
+    copy(0, 1)

@@ -117,6 +117,7 @@ class Ahead:
             error, self.error = self.error, None
             if error is not None:
                 raise error
+            self.source.check()
             return None
         size = self.size
         buffer = _lease_of_ours(self.pool, self._room_for_one)
@@ -222,7 +223,7 @@ class Ahead:
         except CalledOff:
             return False
         except Exception as error:  # for the consumer, when he comes to this place
-            self.error, self.ended = error, True
+            self.error, self.ended = error.with_traceback(None), True
             return False
         if buffer is None:
             return False

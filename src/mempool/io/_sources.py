@@ -52,6 +52,9 @@ class Source:
         """Read what one call gives; 0 at the end."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise the error that made the last `fill` end early, if it was one."""
+
     def publish(self) -> None:
         """Bring the position of what the caller gave to where reading is."""
 
@@ -138,7 +141,7 @@ class Flowing(Source):
         except OSError as error:
             if not done:
                 raise
-            self._error = error
+            self._error = error.with_traceback(None)  # whose frames keep the buffer
         except BaseException:
             self._kept = bytes(buffer[:done]) + self._kept
             raise
@@ -151,11 +154,14 @@ class Flowing(Source):
         with memoryview(buffer) as whole:
             return self.read_into(whole)
 
-    def _begin(self, buffer: Buffer, size: int) -> int:
-        """Raise the error, or give the bytes, that the last call kept."""
+    def check(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def _begin(self, buffer: Buffer, size: int) -> int:
+        """Raise the error, or give the bytes, that the last call kept."""
+        self.check()
         done = min(len(self._kept), size)
         if done:
             buffer[:done], self._kept = self._kept[:done], self._kept[done:]

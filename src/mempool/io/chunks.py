@@ -75,6 +75,7 @@ class _Judge:
 def _serve(ahead: Ahead) -> Generator[Buffer, None, None]:
     """Yield the chunks; the end of the generator, whatever its reason, ends the thread without waiting for it."""
     clock, judge, seek = perf_counter_ns, _Judge(), ahead.seek
+    hand: list[Buffer] = []
     returned = clock()
     try:
         while True:
@@ -95,8 +96,9 @@ def _serve(ahead: Ahead) -> Generator[Buffer, None, None]:
             if seek is not None:
                 ahead.place += len(buffer)
                 seek(ahead.place)
-            yield buffer
-            buffer = None
+            hand.append(buffer)
+            buffer = None  # a generator that waits keeps its variables, and so would keep the chunk
+            yield hand.pop()
     finally:
         ahead.pause()
 

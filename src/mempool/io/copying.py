@@ -63,7 +63,7 @@ def copy(src: "Readable", dst: "Writable", *, size: "Size | None" = None) -> int
     wanted = None if size is None else parse_size(size, "size")
     source = open_source(src, "src")
     try:
-        _refuse_same(source, dst)
+        _refuse_same(src, dst)
         sink = open_sink(dst, None, "dst")
         try:
             return _Copy(source, sink, wanted).run()
@@ -73,18 +73,25 @@ def copy(src: "Readable", dst: "Writable", *, size: "Size | None" = None) -> int
         source.close()
 
 
-def _refuse_same(source: Source, dst: Any) -> None:
+def _refuse_same(src: Any, dst: Any) -> None:
     """Raise before the target loses its content."""
-    if not isinstance(source, Placed):
+    first, second = _status(src), _status(dst)
+    if first is None or second is None or not stat.S_ISREG(first.st_mode):
         return
-    try:
-        status = os.stat(dst) if is_path(dst) or isinstance(dst, int) else os.fstat(dst.fileno())
-    except (OSError, AttributeError, ValueError):  # not there yet, or no file at all
-        return
-    if stat.S_ISREG(status.st_mode) and os.path.samestat(status, source.status):
+    if os.path.samestat(first, second):
         from shutil import SameFileError
 
-        raise SameFileError(f"{source.name!r} and {dst!r} are the same file")
+        raise SameFileError(f"{src!r} and {dst!r} are the same file")
+
+
+def _status(what: Any) -> os.stat_result | None:
+    """Return what the OS says of the file; None where there is none, or not yet."""
+    if isinstance(what, bool):
+        return None
+    try:
+        return os.stat(what if is_path(what) or isinstance(what, int) else what.fileno())
+    except (OSError, AttributeError, TypeError, ValueError):
+        return None
 
 
 class _Copy:

@@ -135,6 +135,7 @@ def _read_on(source: Source, pool: BufferPool, wanted: int | None, blocks: list[
         buffer.resize(got)
         total += got
         if got < size:
+            source.check()
             return
 
 

@@ -61,7 +61,8 @@ def write(
     >>> path = os.path.join(tempfile.mkdtemp(), "x")
     >>> write(path, [b"one ", b"two"]), write(path, b"TWO", offset=4)
     (7, 3)
-    >>> open(path, "rb").read()
+    >>> with open(path, "rb") as file:
+    ...     file.read()
     b'one TWO'
     """
     start = None if offset is None else parse_size(offset, "offset")
@@ -80,12 +81,16 @@ def views_of(data: Any) -> list[memoryview]:
     except TypeError:
         if isinstance(data, str) or not isinstance(data, Iterable):
             raise TypeError(f"data must be bytes-like, or an iterable of such, not {type(data).__name__}") from None
-    views = []
-    for piece in data:
-        try:
+    views: list[memoryview] = []
+    try:
+        for piece in data:
             views.append(flat(memoryview(piece)))
-        except TypeError:
-            raise TypeError(f"each piece of data must be bytes-like, not {type(piece).__name__}") from None
+    except BaseException as error:
+        for view in views:
+            view.release()
+        if isinstance(error, TypeError):
+            raise TypeError(f"each piece of data must be bytes-like: {error}") from None
+        raise
     return views
 
 
