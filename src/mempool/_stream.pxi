@@ -110,8 +110,11 @@ cdef class BytesStream(_Chain):
         return 0
 
     def __del__(self):
-        # As io.IOBase has it: a subclass may do more in its close().
-        if not self.closed:
+        # Only the collector calls it for a plain one, which then may have a view as garbage beside it.
+        if type(self) is BytesStream:
+            with cython.critical_section(self):
+                self._end()
+        elif not self.closed:  # as io.IOBase has it: a subclass may do more in its close()
             self._finalizing = True
             self.close()
 
@@ -390,7 +393,7 @@ cdef class BytesStream(_Chain):
         """Fill a view of the content where it is."""
         cdef _Holder holder = None
         cdef uint64_t version
-        while True:
+        while export.holder is None:
             self._check_open()
             if not self._exports and (not self._is_joined() or self._own(0, self._size)):
                 self._join()
@@ -398,16 +401,14 @@ cdef class BytesStream(_Chain):
             if self._count == 0:
                 break
             version, holder = self._version, self._first._hold()
-            if version == self._version and self._count and self._is_joined():
-                break
-        if export.holder is not None and export.holder is not holder:
-            raise BufferError("the content has moved since the view was made")
-        if holder is not None:
-            self._links[0].shown = self._size
-            if export.holder is None:
-                self._writers += 1
+            if version == self._version and self._is_joined() and not self._closed:
                 export.holder = holder
-        fill_range(view, export, &NO_BYTES if holder is None else self._links[0].data, self._size, flags)
+                self._writers += 1
+                self._links[0].shown = self._size
+        self._check_open()
+        if export.holder is not None and (self._count == 0 or self._first._holder is not export.holder or not self._is_joined()):
+            raise BufferError("the content has moved since the view was made")
+        fill_range(view, export, &NO_BYTES if export.holder is None else self._links[0].data, self._size, flags)
         self._exports += 1
         return 0
 
