@@ -38,6 +38,7 @@ TABLES = {
     "break_even": "break_even",
     "slab": "slab",
     "mapped": "mapped",
+    "stream": "bytes_stream",
 }
 TIMEOUT = 180.0
 

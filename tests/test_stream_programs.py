@@ -142,7 +142,18 @@ def arrowed(file: Any) -> object:
     return None
 
 
-PROGRAMS = [zipped, tarred, gzipped, csv_lines, json_lines, pickled, numpy_saved, read_buffered, random_buffered, copied]
+PROGRAMS = [
+    zipped,
+    tarred,
+    gzipped,
+    csv_lines,
+    json_lines,
+    pickled,
+    numpy_saved,
+    read_buffered,
+    random_buffered,
+    copied,
+]
 LIBRARIES = [pictured, tabled, arrowed]
 
 

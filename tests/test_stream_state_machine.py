@@ -12,10 +12,20 @@ import mempool
 from mempool.io import BytesStream
 
 # Lines, and pieces long enough for streams of many blocks.
-SHORT = st.lists(st.sampled_from([b"", b"a", b"line\n", b"\n", b"\x00\xff", bytes(range(256))]), max_size=4).map(b"".join)
-LONG = st.tuples(st.sampled_from([b"x", b"0123456789\n", b"\n"]), st.integers(1, 700)).map(lambda pair: pair[0] * pair[1])
+SHORT = st.lists(st.sampled_from([b"", b"a", b"line\n", b"\n", b"\x00\xff", bytes(range(256))]), max_size=4).map(
+    b"".join
+)
+LONG = st.tuples(st.sampled_from([b"x", b"0123456789\n", b"\n"]), st.integers(1, 700)).map(
+    lambda pair: pair[0] * pair[1]
+)
 DATA = st.one_of(SHORT, LONG)
-FORMS: list[Callable[[bytes], Any]] = [bytes, bytearray, memoryview, lambda data: memoryview(data)[::-1], lambda data: data.decode("latin-1")]
+FORMS: list[Callable[[bytes], Any]] = [
+    bytes,
+    bytearray,
+    memoryview,
+    lambda data: memoryview(data)[::-1],
+    lambda data: data.decode("latin-1"),
+]
 SIZES = st.one_of(st.none(), st.integers(-2, 40), st.integers(0, 20_000))
 MOST = 100_000
 
@@ -64,7 +74,11 @@ class Files(RuleBasedStateMachine):
     def without_size(self, name: str) -> None:
         self.both(lambda file: getattr(file, name)())
 
-    @rule(name=st.sampled_from(["readinto", "readinto1"]), size=st.integers(0, 9000), form=st.sampled_from([bytearray, bytes]))
+    @rule(
+        name=st.sampled_from(["readinto", "readinto1"]),
+        size=st.integers(0, 9000),
+        form=st.sampled_from([bytearray, bytes]),
+    )
     def readinto(self, name: str, size: int, form: type[Any]) -> None:
         def call(file: Any) -> Any:
             target = form(size)
@@ -78,7 +92,10 @@ class Files(RuleBasedStateMachine):
     def iterate(self, most: int) -> None:
         self.both(lambda file: [line for line, _ in zip(file, range(most), strict=False)])
 
-    @rule(pos=st.one_of(st.integers(-3, 60), st.integers(0, MOST), st.just(1 << 70)), whence=st.sampled_from([0, 0, 1, 2, 3, -1, None, "0"]))
+    @rule(
+        pos=st.one_of(st.integers(-3, 60), st.integers(0, MOST), st.just(1 << 70)),
+        whence=st.sampled_from([0, 0, 1, 2, 3, -1, None, "0"]),
+    )
     def seek(self, pos: int, whence: Any) -> None:
         self.both(lambda file: file.seek(pos, whence))
         self.both(lambda file: file.seek(min(file.tell(), MOST)))
@@ -91,7 +108,10 @@ class Files(RuleBasedStateMachine):
     def truncate(self, size: int | None) -> None:
         self.both(lambda file: file.truncate(size))
 
-    @rule(bad=st.sampled_from(["1", 1.5, b"", [], 1 << 70]), name=st.sampled_from(["read", "readline", "truncate", "read1", "seek", "write"]))
+    @rule(
+        bad=st.sampled_from(["1", 1.5, b"", [], 1 << 70]),
+        name=st.sampled_from(["read", "readline", "truncate", "read1", "seek", "write"]),
+    )
     def bad_argument(self, bad: Any, name: str) -> None:
         if not (name == "write" and isinstance(bad, bytes)):
             self.both(lambda file: getattr(file, name)(bad))
@@ -112,7 +132,9 @@ class Files(RuleBasedStateMachine):
             self.both(lambda file: file.__setstate__(state))
 
     @precondition(lambda self: not self.views)
-    @rule(state=st.sampled_from([(b"",), 0, (b"no", -1, None), (b"no", 0, 0), (b"no", "0", None), (b"yes", 2, {"a": 1})]))
+    @rule(
+        state=st.sampled_from([(b"",), 0, (b"no", -1, None), (b"no", 0, 0), (b"no", "0", None), (b"yes", 2, {"a": 1})])
+    )
     def setstate(self, state: Any) -> None:
         before = None if self.real.closed else self.real.__getstate__()
         failed = self.both(lambda file: file.__setstate__(state)) is not None

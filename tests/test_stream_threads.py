@@ -1,7 +1,8 @@
 """Several threads on one stream: each call as a whole, and nothing breaks."""
 
 import random
-from typing import Any
+from collections.abc import Callable
+from itertools import chain
 
 import mempool
 from mempool.io import BytesStream
@@ -31,7 +32,7 @@ def test_each_byte_is_read_once() -> None:
         return list(iter(lambda: stream.read(4), b""))
 
     parts = together([read] * 4)
-    assert sorted(sum(parts, [])) == [i.to_bytes(4, "big") for i in range(40_000)]
+    assert sorted(chain.from_iterable(parts)) == [i.to_bytes(4, "big") for i in range(40_000)]
 
 
 def test_copies_without_the_gil_see_one_moment() -> None:
@@ -51,42 +52,54 @@ def test_copies_without_the_gil_see_one_moment() -> None:
     together([change, look, look])
 
 
+class Player:
+    """Calls drawn by lot, and snapshots that must stay what they were."""
+
+    def __init__(self, stream: BytesStream, seed: int) -> None:
+        self.stream, self.mark, self.dice = stream, bytes([seed]), random.Random(seed)
+        self.held: list[tuple[list[memoryview], bytes]] = []
+
+    def size(self) -> int:
+        return self.dice.randrange(300 * KIB)
+
+    def snapshot(self) -> None:
+        views = self.stream.buffers()
+        self.held = [*self.held[-3:], (views, b"".join(views))]
+
+    def again(self) -> None:
+        if self.dice.random() < 0.05:
+            self.stream.__init__(bytes(1000), pool=self.stream.pool)  # type: ignore[misc]
+
+    def calls(self) -> list[Callable[[], object]]:
+        stream = self.stream
+        return [
+            *[lambda: stream.write(self.mark * self.dice.choice([1, 100, 5000]))] * 3,
+            lambda: stream.seek(self.size()),
+            lambda: stream.truncate(self.size()),
+            lambda: stream.getbuffer().release(),
+            lambda: stream.readinto(bytearray(self.size() // 6)),
+            lambda: stream.read(self.size() // 3),
+            stream.readline,
+            self.snapshot,
+            self.again,
+            self.held.clear,
+        ]
+
+    def play(self) -> None:
+        for _ in range(1200):
+            with may_raise((BufferError, ValueError)):
+                self.dice.choice(self.calls())()
+            for views, content in self.held:
+                assert b"".join(views) == content
+
+
 def test_whatever_they_do_nothing_breaks() -> None:
     pool = mempool.BufferPool()
     stream = BytesStream(bytes(200 * KIB), pool=pool)
-
-    def play(seed: int) -> None:
-        dice = random.Random(seed)
-        held: list[tuple[Any, bytes]] = []
-        for _ in range(1500):
-            kind = dice.randrange(12)
-            with may_raise((BufferError, ValueError)):
-                if kind < 3:
-                    stream.write(bytes([seed]) * dice.choice([1, 100, 5000]))
-                elif kind == 3:
-                    stream.seek(dice.randrange(300 * KIB))
-                elif kind == 4:
-                    stream.truncate(dice.randrange(300 * KIB))
-                elif kind == 5:
-                    views = stream.buffers()
-                    held.append((views, b"".join(views)))
-                elif kind == 6:
-                    stream.getbuffer().release()
-                elif kind == 7:
-                    stream.readline()
-                elif kind == 8:
-                    stream.read(dice.randrange(100 * KIB))
-                elif kind == 9 and dice.random() < 0.05:
-                    stream.__init__(bytes(1000), pool=pool)  # type: ignore[misc]
-                elif kind == 10:
-                    stream.readinto(bytearray(dice.randrange(50 * KIB)))
-                else:
-                    held[:1] = []
-            for views, content in held:
-                assert b"".join(views) == content
-
-    together([lambda seed=seed: play(seed) for seed in range(1, 4)])  # type: ignore[misc]
+    players = [Player(stream, seed) for seed in range(1, 4)]
+    together([player.play for player in players])
     stream.close()
+    del players
     assert pool.stats().in_use == pool.stats().retired == 0
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,19 +124,20 @@ def test_zeros_before_a_write_behind_the_end(pool: mempool.BufferPool) -> None:
     assert stream.getvalue() == b"0123\0\0\0\0x"
 
 
-@pytest.mark.parametrize("consumer", ["ndarray", "frombuffer", "obj", "slice", "cast"])
-def test_whoever_keeps_a_view(pool: mempool.BufferPool, consumer: str) -> None:
+KEEPERS: dict[str, Callable[[memoryview], Any]] = {
+    "ndarray": lambda view: np.ndarray(8, "u1", buffer=view.obj),
+    "frombuffer": lambda view: np.frombuffer(view, "u1"),
+    "obj": lambda view: view.obj,
+    "slice": lambda view: view[2:5],
+    "cast": lambda view: view.cast("I"),
+}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_whoever_keeps_a_view(pool: mempool.BufferPool, keeper: str) -> None:
     stream = BytesStream(b"content!", pool=pool)
-    view = stream.buffers()[0]
-    kept: Any = {
-        "ndarray": lambda: np.ndarray(8, "u1", buffer=view.obj),
-        "frombuffer": lambda: np.frombuffer(view, "u1"),
-        "obj": lambda: view.obj,
-        "slice": lambda: view[2:5],
-        "cast": lambda: view.cast("I"),
-    }[consumer]()
+    kept = KEEPERS[keeper](stream.buffers()[0])
     expected = bytes(memoryview(kept))
-    del view
     stream.write(b"CHANGED!")
     stream.close()
     pool.acquire(8)[:] = b"another!"
