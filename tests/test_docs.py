@@ -21,6 +21,7 @@ import mempool._core
 import mempool._records
 import mempool.accounting
 import mempool.errors
+import mempool.io
 import mempool.settings
 import mempool.units
 
@@ -165,6 +166,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
+        ("BytesStream", public(mempool.io.BytesStream)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
@@ -179,7 +181,14 @@ def test_reference_names_everything(section: str, names: set[str]) -> None:
 
 def test_everything_public_is_documented() -> None:
     described = {name: text for name, text in docstrings() if not name.split(".")[-1].startswith("_")}
-    classes = (mempool.Buffer, mempool.BufferPool, mempool.Account, mempool.SlabAllocator, mempool.MappedArray)
+    classes = (
+        mempool.Buffer,
+        mempool.BufferPool,
+        mempool.Account,
+        mempool.SlabAllocator,
+        mempool.MappedArray,
+        mempool.io.BytesStream,
+    )
     expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
     functions = (
         "acquire",

@@ -10,14 +10,11 @@
 #              _Part         _Part     <---- read-only memoryviews of buffers()
 #
 # Invariants: the links are without a gap, `_size <= _room`; while a holder is shared, no byte before `shown` changes. Who would
-# change one
-# puts a copy of the block into the chain first, and the block is the snapshot's alone.
+# change one puts a copy of the block into the chain first, and the block is the snapshot's alone.
 #
 # Whatever runs Python or lets the GIL go may be followed by a stream that another thread or a finaliser has changed. So all that
-# is needed is
-# acquired first, one thing at a time; `_version` tells whether the chain is still the one it was acquired for; and the change
-# itself is made
-# with no Python in between.
+# is needed is acquired first, one thing at a time; `_version` tells whether the chain is still the one it was acquired for; and
+# the change itself is made with no Python in between. Ending a block asks for no memory.
 #
 # Rejected: one block that grows, as io.BytesIO has, copies what is there and needs twice the memory; blocks of one size are many,
 # or waste much.
@@ -83,7 +80,7 @@ cdef int fill_range(Py_buffer *view, object owner, char *data, Py_ssize_t size, 
 
 
 cdef size_t growth(size_t room, size_t need) noexcept:
-    """Bytes of the next block: few blocks, little that is never used, and few sizes, so that streams can use each other's blocks."""
+    """Bytes of the next block: few blocks, little unused, few sizes, so that streams can use each other's blocks."""
     cdef size_t most = room, size = FIRST_BLOCK
     if room >= SMALL_STREAM:
         most = room // 2 if room < MEDIUM_STREAM else room // 8 if room < LARGE_STREAM else room // 24
@@ -439,7 +436,7 @@ cdef class _Chain:
         return out
 
     cdef bytes _copy_long(self, Py_ssize_t start, Py_ssize_t n, bint reads):
-        """The same without the GIL, of what is there now. None if there is no such range any more, or `reads` and the position moved."""
+        """The same without the GIL, of what is there now. None if that is no such range, or `reads` and the position moved."""
         cdef bytes out = PyBytes_FromStringAndSize(NULL, n)
         cdef char *target = <char *>out
         cdef Py_ssize_t i, count = 0

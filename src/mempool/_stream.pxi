@@ -21,7 +21,7 @@ cdef extern from "Python.h":
 @cython.final
 @cython.no_gc_clear
 cdef class _Export:
-    """What the view of `getbuffer()` names. Who keeps it keeps the block, also if the view was given back: as numpy.ndarray does."""
+    """What the view of `getbuffer()` names. It keeps the block, also for who gave the view back, as numpy.ndarray does."""
 
     cdef BytesStream stream
     cdef _Holder holder
