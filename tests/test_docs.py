@@ -34,6 +34,7 @@ MODULES = [
     mempool._records,
     mempool.accounting,
     mempool.errors,
+    mempool.io,
     mempool.settings,
     mempool.units,
 ]
@@ -189,7 +190,7 @@ def test_everything_public_is_documented() -> None:
         mempool.MappedArray,
         mempool.io.BytesStream,
     )
-    expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
+    expected = {f"{cls.__module__}.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
     functions = (
         "acquire",
         "default_pool",
