@@ -42,6 +42,7 @@ TABLES = {
     "shared": "shared",
     "io": "io_read",
     "chunks": "chunks",
+    "stream": "bytes_stream",
 }
 TIMEOUT = 180.0
 

@@ -48,6 +48,7 @@ MODULES = [
     mempool.io.copying,
     mempool.io.reading,
     mempool.io.writing,
+    mempool.io,
     mempool.settings,
     mempool.shared.buffer,
     mempool.shared.pool,
@@ -196,6 +197,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("MappedArray", public(mempool.MappedArray)),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("io", set(mempool.io.__all__) | public(mempool.io.ChunkIterator)),
+        ("BytesStream", public(mempool.io.BytesStream)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
@@ -220,6 +222,9 @@ def test_everything_public_is_documented() -> None:
         mempool.Arena,
     )
     expected = {f"mempool._core.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
+        mempool.io.BytesStream,
+    )
+    expected = {f"{cls.__module__}.{cls.__name__}.{name}" for cls in classes for name in public(cls)}
     functions = (
         "acquire",
         "default_pool",

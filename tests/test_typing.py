@@ -13,11 +13,13 @@ import mempool._core
 TESTS = Path(__file__).parent
 PACKAGE = Path(mempool.__file__).parent
 
-# What the stub leaves out, or the runtime does not show: the buffer protocol before 3.12, what Cython adds.
+# What the stub leaves out, or the runtime does not show: the buffer protocol before 3.12, what Cython adds, the base classes that a
+# stream is registered with, and the name that somebody may give it.
 DIFFERENT = r"""
 mempool\._core\.(Buffer|SlabAllocator|MappedArray|_Shared\w+)\.__(release_)?buffer__
 mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
+mempool\.(_core|io)\.BytesStream\.name
 """
 
 

@@ -10,14 +10,11 @@
 #              _Part         _Part     <---- read-only memoryviews of buffers()
 #
 # Invariants: the links are without a gap, `_size <= _room`; while a holder is shared, no byte before `shown` changes. Who would
-# change one
-# puts a copy of the block into the chain first, and the block is the snapshot's alone.
+# change one puts a copy of the block into the chain first, and the block is the snapshot's alone.
 #
 # Whatever runs Python or lets the GIL go may be followed by a stream that another thread or a finaliser has changed. So all that
-# is needed is
-# acquired first, one thing at a time; `_version` tells whether the chain is still the one it was acquired for; and the change
-# itself is made
-# with no Python in between.
+# is needed is acquired first, one thing at a time; `_version` tells whether the chain is still the one it was acquired for; and
+# the change itself is made with no Python in between. Ending a block asks for no memory.
 #
 # Rejected: one block that grows, as io.BytesIO has, copies what is there and needs twice the memory; blocks of one size are many,
 # or waste much.
@@ -83,7 +80,7 @@ cdef int fill_range(Py_buffer *view, object owner, char *data, Py_ssize_t size, 
 
 
 cdef size_t growth(size_t room, size_t need) noexcept:
-    """Bytes of the next block: few blocks, little that is never used, and few sizes, so that streams can use each other's blocks."""
+    """Bytes of the next block: few blocks, little unused, few sizes, so that streams can use each other's blocks."""
     cdef size_t most = room, size = FIRST_BLOCK
     if room >= SMALL_STREAM:
         most = room // 2 if room < MEDIUM_STREAM else room // 8 if room < LARGE_STREAM else room // 24
@@ -210,10 +207,12 @@ cdef class _Chain:
     cdef int _link(self, Buffer lease) except -1:
         """Put a lease at the end; there is space for it."""
         cdef Link *link = &self._links[self._count]
-        if self._count:
-            self._more.append(lease)
-        else:
+        if self._count == 0:
             self._first = lease
+        elif self._count <= len(self._more):
+            self._more[self._count - 1] = lease
+        else:
+            self._more.append(lease)
         link.data = <char *>lease._block.data
         link.start = self._room
         link.room = lease._block.capacity
@@ -232,7 +231,9 @@ cdef class _Chain:
             self._version += 1
             self._room = self._links[self._count].start
             if self._count:
-                lease = <Buffer>self._more.pop()
+                # A list that becomes shorter may ask for memory.
+                lease = <Buffer>self._more[self._count - 1]
+                self._more[self._count - 1] = None
             else:
                 lease = self._first
                 self._first = None
@@ -435,7 +436,7 @@ cdef class _Chain:
         return out
 
     cdef bytes _copy_long(self, Py_ssize_t start, Py_ssize_t n, bint reads):
-        """The same without the GIL, of what is there now. None if there is no such range any more, or `reads` and the position moved."""
+        """The same without the GIL, of what is there now. None if that is no such range, or `reads` and the position moved."""
         cdef bytes out = PyBytes_FromStringAndSize(NULL, n)
         cdef char *target = <char *>out
         cdef Py_ssize_t i, count = 0
@@ -505,13 +506,40 @@ cdef class _Chain:
         return self._size == 0 or self._links[0].room >= self._size
 
     cdef int _relink(self, Buffer lease) except -1:
-        """The whole content is in this lease."""
-        cdef Buffer first = self._first
+        """Put this lease, or none, in place of all."""
+        cdef Buffer old = self._first
         cdef list more = self._more
+        cdef Py_ssize_t i
         self._first, self._more = None, None
         self._count, self._room = 0, 0
-        self._link(lease)
-        give_back(first)
-        while more:
-            give_back(<Buffer>more.pop())
+        self._version += 1
+        if self._links is NULL:
+            self._links = &self._one
+            self._space = 1
+        if lease is not None:
+            self._link(lease)
+        if old is not None:
+            give_back(old)
+        for i in range(0 if more is None else len(more)):
+            old = <Buffer>more[i]
+            more[i] = None
+            if old is not None:
+                give_back(old)
         return 0
+
+    cdef int _begin(self, BufferPool pool, const char *data, Py_ssize_t n, Py_ssize_t position) except -1:
+        """Be open, with this content; what was there goes."""
+        cdef Buffer lease = None
+        if n:
+            lease = lend_ours(the_pool() if pool is None else pool, growth(0, n), n)
+            if n > <Py_ssize_t>LONG_WORK:
+                with nogil:
+                    memcpy(lease._block.data, data, n)
+            else:
+                memcpy(lease._block.data, data, n)
+        with cython.critical_section(self):
+            if self._exports:
+                raise BufferError("Existing exports of data: object cannot be re-sized")
+            self._closed = False
+            self._size, self._pos, self._pool = n, position, pool
+            return self._relink(lease)

@@ -21,7 +21,7 @@ cdef extern from "Python.h":
 @cython.final
 @cython.no_gc_clear
 cdef class _Export:
-    """What the view of `getbuffer()` names. Who keeps it keeps the block, also if the view was given back: as numpy.ndarray does."""
+    """What the view of `getbuffer()` names. It keeps the block, also for who gave the view back, as numpy.ndarray does."""
 
     cdef BytesStream stream
     cdef _Holder holder
@@ -82,36 +82,28 @@ cdef class BytesStream(_Chain):
     cdef object __weakref__
 
     def __init__(self, initial_bytes=b"", *, pool=None):
-        cdef Py_buffer view
         if pool is not None and not isinstance(pool, BufferPool):
             raise TypeError(f"pool must be a BufferPool or None, not {pool!r}")
         if initial_bytes is None or initial_bytes is b"":
-            self._reset(pool)
-            return
-        PyObject_GetBuffer(initial_bytes, &view, PyBUF_CONTIG_RO)
+            self._begin(pool, NULL, 0, 0)
+        else:
+            self._begin_with(pool, initial_bytes, 0)
+
+    cdef int _begin_with(self, BufferPool pool, object content, Py_ssize_t position) except -1:
+        cdef Py_buffer view
+        PyObject_GetBuffer(content, &view, PyBUF_CONTIG_RO)
         try:
-            self._reset(pool)
-            with cython.critical_section(self):
-                self._put(<const char *>view.buf, view.len)
-                self._pos = 0
+            self._begin(pool, <const char *>view.buf, view.len, position)
         finally:
             PyBuffer_Release(&view)
-
-    cdef int _reset(self, BufferPool pool) except -1:
-        """Empty and open."""
-        with cython.critical_section(self):
-            if self._exports:
-                raise BufferError("Existing exports of data: object cannot be re-sized")
-            self._closed = False
-            self._size = 0
-            self._pos = 0
-            self._drop_from(0)
-            self._pool = pool
         return 0
 
     def __del__(self):
-        # As io.IOBase has it: a subclass may do more in its close().
-        if not self.closed:
+        # Only the collector calls it for a plain one, which then may have a view as garbage beside it.
+        if type(self) is BytesStream:
+            with cython.critical_section(self):
+                self._end()
+        elif not self.closed:  # as io.IOBase has it: a subclass may do more in its close()
             self._finalizing = True
             self.close()
 
@@ -147,6 +139,7 @@ cdef class BytesStream(_Chain):
     cdef object _read_into(self, object buffer, str function):
         cdef Py_buffer view
         cdef Py_ssize_t n
+        cdef object count
         if get_buffer(buffer, &view, PyBUF_WRITABLE) < 0:
             if PyErr_ExceptionMatches(TypeError) or PyErr_ExceptionMatches(BufferError) or PyErr_ExceptionMatches(ValueError):
                 PyErr_Clear()
@@ -157,11 +150,12 @@ cdef class BytesStream(_Chain):
             with cython.critical_section(self):
                 self._check_open()
                 n = min(view.len, max(0, self._size - self._pos))
+                count = n
                 self._move(self._pos, <char *>view.buf, n, False)
                 self._pos += n
         finally:
             PyBuffer_Release(&view)
-        return n
+        return count
 
     def readline(self, size=-1, /):
         """Read to the end of a line, at most `size` bytes; None or negative: without a bound."""
@@ -232,20 +226,22 @@ cdef class BytesStream(_Chain):
     def write(self, b, /):
         """Write a bytes-like object at the position, and zeros before it if that is behind the end; returns its length."""
         cdef Py_buffer view
-        cdef Py_ssize_t written
-        cdef Link *link
+        cdef object length
         if PyBytes_CheckExact(b):
+            length = len(<bytes>b)  # made first, as all that is returned: there may be no memory for it
             with cython.critical_section(self):
-                return self._put_bytes(<bytes>b)
+                self._put_bytes(<bytes>b)
+            return length
         with cython.critical_section(self):
             self._check_changeable()
         PyObject_GetBuffer(b, &view, PyBUF_CONTIG_RO)
         try:
+            length = view.len
             with cython.critical_section(self):
-                written = self._put(<const char *>view.buf, view.len)
+                self._put(<const char *>view.buf, view.len)
         finally:
             PyBuffer_Release(&view)
-        return written
+        return length
 
     @cython.final
     cdef Py_ssize_t _put_bytes(self, bytes data) except -1:
@@ -271,6 +267,7 @@ cdef class BytesStream(_Chain):
     def truncate(self, size=None, /):
         """Cut the content to `size` bytes, None: at the position, which does not move. It is never extended. Returns `size`."""
         cdef Py_ssize_t n = optional_size(size, self._pos)
+        cdef object result = n
         with cython.critical_section(self):
             self._check_changeable()
             if n < 0:
@@ -278,7 +275,7 @@ cdef class BytesStream(_Chain):
             if n < self._size:
                 self._size = n
                 self._shed()
-        return n
+        return result
 
     # ---- position and state ----
 
@@ -286,6 +283,7 @@ cdef class BytesStream(_Chain):
         """Move the position: from the start (0), from where it is (1), from the end (2). Returns it. Behind the end is fine."""
         cdef int origin = to_whence(whence)
         cdef Py_ssize_t base = 0
+        cdef object result
         with cython.critical_section(self):
             self._check_open()
             if pos < 0 and origin == 0:
@@ -298,8 +296,10 @@ cdef class BytesStream(_Chain):
                 raise ValueError(f"invalid whence ({origin}, should be 0, 1 or 2)")
             if pos > SSIZE_MAX - base:
                 raise OverflowError("new position too large")
-            self._pos = max(0, base + pos)
-            return self._pos
+            base = max(0, base + pos)
+            result = base
+            self._pos = base
+        return result
 
     def tell(self):
         """Return the position."""
@@ -390,7 +390,7 @@ cdef class BytesStream(_Chain):
         """Fill a view of the content where it is."""
         cdef _Holder holder = None
         cdef uint64_t version
-        while True:
+        while export.holder is None:
             self._check_open()
             if not self._exports and (not self._is_joined() or self._own(0, self._size)):
                 self._join()
@@ -398,16 +398,14 @@ cdef class BytesStream(_Chain):
             if self._count == 0:
                 break
             version, holder = self._version, self._first._hold()
-            if version == self._version and self._count and self._is_joined():
-                break
-        if export.holder is not None and export.holder is not holder:
-            raise BufferError("the content has moved since the view was made")
-        if holder is not None:
-            self._links[0].shown = self._size
-            if export.holder is None:
-                self._writers += 1
+            if version == self._version and self._is_joined() and not self._closed:
                 export.holder = holder
-        fill_range(view, export, &NO_BYTES if holder is None else self._links[0].data, self._size, flags)
+                self._writers += 1
+                self._links[0].shown = self._size
+        self._check_open()
+        if export.holder is not None and (self._count == 0 or self._first._holder is not export.holder or not self._is_joined()):
+            raise BufferError("the content has moved since the view was made")
+        fill_range(view, export, &NO_BYTES if export.holder is None else self._links[0].data, self._size, flags)
         self._exports += 1
         return 0
 
@@ -482,8 +480,7 @@ cdef class BytesStream(_Chain):
         at = to_ssize(position, OverflowError)
         if at < 0:
             raise ValueError("position value cannot be negative")
-        BytesStream.__init__(self, value, pool=self._pool)
-        self._pos = at
+        self._begin_with(self._pool, value, at)
         if attributes is not None:
             vars(self).update(attributes)
 

@@ -1,14 +1,18 @@
 """What a type checker must accept, with the types that it must see. Checked, never run."""
 
 import asyncio
+import csv
 import ctypes
 import io
+import pickle
+import shutil
 import socket
 import sys
+import zipfile
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, assert_type
+from typing import Any, BinaryIO, Literal, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +35,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
-from mempool.io import ChunkIterator, copy, iter_chunks, read, write
+from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
@@ -257,3 +261,25 @@ def files(path: Path, pool: BufferPool, peer: socket.socket, b: Buffer) -> None:
         write(target, b)
         assert_type(copy(path, target, size="1 MiB"), int)
     copy(0, 1)
+
+
+def streams(pool: BufferPool, data: bytearray, array: NDArray[np.uint8]) -> None:
+    BytesStream()
+    BytesStream(None)
+    stream = BytesStream(data, pool=pool)
+    assert_type(stream.read(10), bytes)
+    assert_type(stream.readline(), bytes)
+    assert_type(stream.write(data), int)
+    assert_type(stream.buffers(), list[memoryview])
+    assert_type(stream.getbuffer(), memoryview)
+    assert_type(stream.pool, BufferPool)
+    file: BinaryIO = stream
+    base: io.BufferedIOBase = stream
+    shutil.copyfileobj(file, base)
+    with BytesStream(b"") as inner:
+        assert_type(inner, BytesStream)
+        assert_type([line for line in inner], list[bytes])  # noqa: C416
+    zipfile.ZipFile(stream, "w").close()
+    csv.writer(io.TextIOWrapper(stream))
+    pickle.dump(data, stream)
+    np.save(stream, array)
