@@ -38,6 +38,7 @@ TABLES = {
     "break_even": "break_even",
     "slab": "slab",
     "mapped": "mapped",
+    "numpy": "numpy_pool",
 }
 TIMEOUT = 180.0
 

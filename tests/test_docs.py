@@ -21,6 +21,7 @@ import mempool._core
 import mempool._records
 import mempool.accounting
 import mempool.errors
+import mempool.numpy
 import mempool.settings
 import mempool.units
 
@@ -33,6 +34,7 @@ MODULES = [
     mempool._records,
     mempool.accounting,
     mempool.errors,
+    mempool.numpy,
     mempool.settings,
     mempool.units,
 ]
@@ -165,6 +167,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
+        ("NumPy", set(mempool.numpy.__all__)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import KIB, MIB, check_identities, nothing_changes
 
 import mempool.numpy
 from mempool import Account, BufferPool
 from mempool.numpy import install, installed, uninstall, use_pool
+from support import KIB, MIB, check_identities, nothing_changes
 
 N = 40_000  # float64: above what is small
 SMALL = 32 * KIB
@@ -102,13 +102,15 @@ def test_each_way_to_make_an_array(pool: BufferPool, under: Under, name: str) ->
     make = MAKERS[name]
     expected = make()
     array = under(pool, make)
-    assert pool.stats().live >= 1 and same(array, expected)
+    assert pool.stats().live >= 1
+    assert same(array, expected)
     if name != "empty":
         assert np.array_equal(array, expected)
     array[...] = expected  # writable to the last byte
     kept = array.copy()
     del array
-    assert pool.stats().live == 0 and pool.stats().releases == pool.stats().acquires
+    assert pool.stats().live == 0
+    assert pool.stats().releases == pool.stats().acquires
     if name != "empty":
         assert np.array_equal(kept, expected)
 
@@ -153,7 +155,7 @@ def test_small_arrays_stay_with_numpy(pool: BufferPool, under: Under) -> None:
         assert pool.stats().acquires == 0, shape
         del array
     array = under(pool, lambda: np.zeros(SMALL, "u1"))
-    assert pool.stats().live == 1
+    assert pool.stats().live == 1 == array.ndim
 
 
 @WAYS
@@ -177,7 +179,8 @@ def test_from_a_file(pool: BufferPool, under: Under, tmp_path: Path) -> None:
         lambda: np.fromfile(tmp_path / "raw", count=2 * N),  # shortened to what there is
     ):
         array = under(pool, read)
-        assert np.array_equal(array, A) and pool.stats().live == 1
+        assert np.array_equal(array, A)
+        assert pool.stats().live == 1
         del array
     assert np.array_equal(under(pool, lambda: np.fromfile(tmp_path / "text", sep=" ")), A)
 
@@ -359,7 +362,8 @@ def test_limits_hold(pool: BufferPool, under: Under) -> None:
         with pytest.raises(MemoryError):
             array.resize(4 * MIB, refcheck=False)
     assert pool.stats().exhausted == 4
-    assert array.shape == (3 * MIB,) and array.all()
+    assert array.shape == (3 * MIB,)
+    assert array.all()
     array.resize(MIB, refcheck=False)
     assert array.all()
 

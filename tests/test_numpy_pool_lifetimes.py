@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import check_identities
 
 import mempool
 from mempool import BufferPool
 from mempool.numpy import install, installed, uninstall, use_pool
+from support import check_identities
 
 N = 40_000
 
@@ -40,7 +40,8 @@ def test_an_array_outlives_block_and_pool(end: Ending, view: bool) -> None:
     seen = weakref.ref(pool)
     del pool
     gc.collect()
-    assert seen() is None and account.used > 0
+    assert seen() is None
+    assert account.used > 0
     if view:
         array, other = array[::3], other[::3]
     for some in (array, other):
@@ -49,7 +50,8 @@ def test_an_array_outlives_block_and_pool(end: Ending, view: bool) -> None:
     if not view:
         array.resize(10, refcheck=False)
         other.resize(3 * N, refcheck=False)
-        assert np.array_equal(array, np.arange(10) + 1) and np.array_equal(other[:N], np.arange(N) + 1)
+        assert np.array_equal(array, np.arange(10) + 1)
+        assert np.array_equal(other[:N], np.arange(N) + 1)
     del array, other, some
     assert account.used == 0
 
@@ -70,7 +72,8 @@ def test_a_pool_that_reaches_its_own_arrays_is_garbage() -> None:
 
     seen, account = make()
     gc.collect()
-    assert seen() is None and account.used == 0
+    assert seen() is None
+    assert account.used == 0
 
 
 def test_blocks_and_installs_leave_nothing_behind() -> None:
@@ -137,7 +140,8 @@ def test_installed_pools_replace_each_other_while_arrays_live() -> None:
     assert [pool.stats().live for pool in pools] == [1] * 5
     for i, array in enumerate(arrays):
         array.resize(5 * N, refcheck=False)  # it stays with its pool
-        assert (array[:N] == i).all() and pools[i].stats().live == 1
+        assert (array[:N] == i).all()
+        assert pools[i].stats().live == 1
     del array
     arrays.clear()
     for pool in pools:

@@ -6,15 +6,16 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from support import KIB, MIB, check_identities, start, start_waiter, together
 
 from mempool import BufferPool
 from mempool.numpy import install, uninstall, use_pool
+from support import KIB, MIB, check_identities, start, start_waiter, together
 
 N = 40_000
 
@@ -102,20 +103,16 @@ def test_arrays_cross_threads(pool: BufferPool) -> None:
         random = np.random.default_rng(seed)
         for _ in range(300):
             n = int(random.integers(1, N))
-            array = np.full(n, float(n))
-            passed.append(array)
-            del array
-            try:
-                array = passed.pop(int(random.integers(0, 3)) - 2)
-            except IndexError:
-                continue
-            assert (array == array[0]).all()
-            if random.integers(0, 2):
-                m = int(random.integers(1, 2 * N))
-                value = array[0]
-                array.resize(m, refcheck=False)
-                assert (array[: min(m, int(value))] == value).all()
-                array.fill(m)
+            passed.append(np.full(n, float(n)))
+            with suppress(IndexError):
+                change(passed.pop(int(random.integers(0, 3)) - 2), int(random.integers(1, 2 * N)))
+
+    def change(array: Any, n: int) -> None:
+        before, value = len(array), array[0]
+        assert (array == value).all()
+        array.resize(n, refcheck=False)
+        assert (array[:before] == value).all()
+        array.fill(n)
 
     def switch() -> None:
         for _ in range(100):
@@ -146,7 +143,8 @@ def test_blocks_in_many_threads(pool: BufferPool) -> None:
 
     together([partial(work, own) for own in pools])
     for own in pools:
-        assert own.stats().acquires == 200 and own.stats().live == 0
+        assert own.stats().acquires == 200
+        assert own.stats().live == 0
     assert pool.stats().acquires == 800
 
 
@@ -162,7 +160,8 @@ def test_a_block_in_one_task_is_not_seen_in_another(pool: BufferPool) -> None:
             entered.set()
             await both.wait()
             for _ in range(20):
-                assert takes(own) and not takes(foreign)
+                assert takes(own)
+                assert not takes(foreign)
                 await asyncio.sleep(0)
         assert not takes(own)
 
@@ -173,7 +172,8 @@ def test_a_block_in_one_task_is_not_seen_in_another(pool: BufferPool) -> None:
             asyncio.create_task(work(other, pool, second, first)),
         ]
         await asyncio.gather(*tasks)
-        assert not takes(pool) and not takes(other)
+        assert not takes(pool)
+        assert not takes(other)
 
     asyncio.run(main())
 
@@ -190,7 +190,9 @@ def test_a_task_keeps_what_it_began_with(pool: BufferPool) -> None:
             task = asyncio.create_task(work())
             inside = await asyncio.to_thread(takes, pool)
         left.set()
-        assert inside and await task and not takes(pool)
+        assert inside
+        assert await task
+        assert not takes(pool)
 
     asyncio.run(main())
 

@@ -10,14 +10,14 @@
 #
 # `install` puts our functions into NumPy's default handler, as each context without a handler of its own uses that one, in every
 # thread, whoever started it. Rejected: to set the context variable (other contexts do not see it), and to set it anew where threads
-# start (those that run already, and those made in C, go on without). Our functions stay there after `uninstall`, as arrays of ours
-# may live and others may have copied them; they then pass everything on.
+# start (those that run already, and those made in C, go on without). Our functions stay there after `uninstall`, as arrays of
+# ours may live and others may have copied them; they then pass everything on.
 #
 # So any function here may be handed any pointer, and asks the heaps whether it is one of theirs. It never goes by the size: an
 # array that was made shorter behind NumPy's back is freed with the size that it then has.
 #
-# What is small stays with NumPy, which keeps arrays below 1 KiB in a cache of its own; where a pool is closed, the memory is NumPy's
-# as well. A limit is a limit: no memory, and NumPy raises MemoryError.
+# What is small stays with NumPy, which keeps arrays below 1 KiB in a cache of its own; where a pool is closed, the memory is
+# NumPy's as well. A limit is a limit: no memory, and NumPy raises MemoryError.
 #
 # The functions run with the GIL, at any time: in the collector, with an exception set, at the end of the interpreter. They make no
 # objects. While an array is resized nobody else may run: it still has the address of the memory that is just going back.
@@ -278,7 +278,9 @@ cdef void free_tap(object capsule) noexcept:
 
 cdef Tap *tap_of(PyObject *handler) noexcept:
     """NULL if the handler is none of ours."""
-    if not PyCapsule_IsValid(<object>handler, HANDLER) or PyCapsule_GetDestructor(<object>handler) != <PyCapsule_Destructor>free_tap:
+    if not PyCapsule_IsValid(<object>handler, HANDLER):
+        return NULL
+    if PyCapsule_GetDestructor(<object>handler) != <PyCapsule_Destructor>free_tap:
         return NULL
     return <Tap *>PyCapsule_GetPointer(<object>handler, HANDLER)
 

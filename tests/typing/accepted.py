@@ -27,6 +27,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
+from mempool.numpy import install, installed, uninstall, use_pool
 
 
 def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:
@@ -190,3 +191,11 @@ def mappings(path: Path) -> None:
     assert_type(memory.max_rows, int | None)
     np.asarray(memory)
     guard_truncation()
+
+
+def numpy_arrays(pool: BufferPool) -> None:
+    with use_pool(pool) as entered:
+        assert_type(entered, BufferPool)
+    install(pool)
+    assert_type(installed(), BufferPool | None)
+    uninstall()
