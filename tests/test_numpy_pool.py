@@ -1,5 +1,6 @@
 """Arrays that NumPy itself makes, over a pool: every way to make one, what is refused, which block counts where."""
 
+import ctypes
 import gc
 import io
 import tracemalloc
@@ -222,6 +223,20 @@ def test_an_array_of_before_is_resized_and_freed_after_install(pool: BufferPool)
     array.resize(5 * N, refcheck=False)
     del array
     assert pool.stats().acquires == acquires
+
+
+@WAYS
+@pytest.mark.parametrize("length", [10, 1, N // 2])
+def test_an_array_that_is_made_shorter_behind_the_back_of_numpy(pool: BufferPool, under: Under, length: int) -> None:
+    """As C extensions do, which write its extent: it is freed with a size that is not that of its memory."""
+    array = under(pool, lambda: np.arange(N))
+    extent = ctypes.c_void_p.from_address(id(array) + object.__basicsize__ + 16)  # behind data and ndim
+    ctypes.c_ssize_t.from_address(extent.value or 0).value = length
+    assert array.shape == (length,)
+    del array
+    assert pool.stats().live == 0
+    kept = [np.zeros(n) for n in (length, 10, 1) for _ in range(10)]
+    assert not any(some.any() for some in kept)
 
 
 def test_blocks_nest(pool: BufferPool) -> None:

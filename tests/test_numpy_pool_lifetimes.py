@@ -200,7 +200,7 @@ sys.late = Late()
 def work(ready):
     with use_pool(pool):
         while True:
-            array = np.ones(100_000)
+            array = np.ones(200_000)
             ready.set()
             array = array * 2
             array.resize(300_000, refcheck=False)

@@ -235,9 +235,9 @@ def test_an_array_wakes_a_waiting_task(pool: BufferPool, resized: bool) -> None:
             array.resize(10, refcheck=False)
         else:
             del array
-        await asyncio.wait_for(task, None)
+        await task
 
-    asyncio.run(main())
+    start(asyncio.run, main()).result()
 
 
 async def _lease(pool: BufferPool) -> None:
