@@ -43,6 +43,7 @@ TABLES = {
     "io": "io_read",
     "chunks": "chunks",
     "stream": "bytes_stream",
+    "numpy": "numpy_pool",
 }
 TIMEOUT = 180.0
 

@@ -27,6 +27,7 @@ import mempool.io.copying
 import mempool.io.reading
 import mempool.io.writing
 import mempool.pickle
+import mempool.numpy
 import mempool.settings
 import mempool.shared.buffer
 import mempool.shared.pool
@@ -49,6 +50,7 @@ MODULES = [
     mempool.io.reading,
     mempool.io.writing,
     mempool.io,
+    mempool.numpy,
     mempool.settings,
     mempool.shared.buffer,
     mempool.shared.pool,
@@ -198,6 +200,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("io", set(mempool.io.__all__) | public(mempool.io.ChunkIterator)),
         ("BytesStream", public(mempool.io.BytesStream)),
+        ("NumPy", set(mempool.numpy.__all__)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

@@ -10,14 +10,14 @@
 #
 # `install` puts our functions into NumPy's default handler, as each context without a handler of its own uses that one, in every
 # thread, whoever started it. Rejected: to set the context variable (other contexts do not see it), and to set it anew where threads
-# start (those that run already, and those made in C, go on without). Our functions stay there after `uninstall`, as arrays of ours
-# may live and others may have copied them; they then pass everything on.
+# start (those that run already, and those made in C, go on without). Our functions stay there after `uninstall`, as arrays of
+# ours may live and others may have copied them; they then pass everything on.
 #
 # So any function here may be handed any pointer, and asks the heaps whether it is one of theirs. It never goes by the size: an
 # array that was made shorter behind NumPy's back is freed with the size that it then has.
 #
-# What is small stays with NumPy, which keeps arrays below 1 KiB in a cache of its own; where a pool is closed, the memory is NumPy's
-# as well. A limit is a limit: no memory, and NumPy raises MemoryError.
+# What is small stays with NumPy, which keeps arrays below 1 KiB in a cache of its own; where a pool is closed, the memory is
+# NumPy's as well. A limit is a limit: no memory, and NumPy raises MemoryError.
 #
 # The functions run with the GIL, at any time: in the collector, with an exception set, at the end of the interpreter. They make no
 # objects. While an array is resized nobody else may run: it still has the address of the memory that is just going back.
@@ -60,8 +60,9 @@ cdef size_t SMALL = MP_HEAP_LEAST
 cdef struct Tap:
     PyDataMem_Handler handler  # first: NumPy sees nothing else
     mp_heap *heap
-    PyObject *previous         # owned: the handler before, until the scope is left
-    bint left                  # before one that was entered later
+    PyObject *previous         # owned: the handler before, until the context goes back to it
+    bint left                  # before one that was entered later, which still stands above it
+    bint off                   # there was no memory to leave it as it should be: nothing more comes through it
 
 # How NumPy does it without us.
 cdef PyDataMemAllocator original
@@ -82,6 +83,8 @@ cdef void *take(mp_heap *heap, size_t size, bint zero) noexcept:
 
 
 cdef void *tap_malloc(void *ctx, size_t size) noexcept:
+    if (<Tap *>ctx).off:
+        return shared_malloc(ctx, size)
     if size < SMALL:
         return original.malloc(original.ctx, size)
     return take((<Tap *>ctx).heap, size, False)
@@ -91,6 +94,8 @@ cdef void *tap_calloc(void *ctx, size_t nelem, size_t elsize) noexcept:
     cdef size_t size = nelem * elsize
     if elsize != 0 and nelem > SIZE_MAX // elsize:
         return NULL
+    if (<Tap *>ctx).off:
+        return shared_calloc(ctx, nelem, elsize)
     if size < SMALL:
         return original.calloc(original.ctx, nelem, elsize)
     return take((<Tap *>ctx).heap, size, True)
@@ -273,7 +278,9 @@ cdef void free_tap(object capsule) noexcept:
 
 cdef Tap *tap_of(PyObject *handler) noexcept:
     """NULL if the handler is none of ours."""
-    if not PyCapsule_IsValid(<object>handler, HANDLER) or PyCapsule_GetDestructor(<object>handler) != <PyCapsule_Destructor>free_tap:
+    if not PyCapsule_IsValid(<object>handler, HANDLER):
+        return NULL
+    if PyCapsule_GetDestructor(<object>handler) != <PyCapsule_Destructor>free_tap:
         return NULL
     return <Tap *>PyCapsule_GetPointer(<object>handler, HANDLER)
 
@@ -289,18 +296,19 @@ cdef class _PoolScope:
         raise TypeError("made by mempool.numpy.use_pool()")
 
     def __enter__(self):
-        capsule = new_tap(self._pool)
+        capsule, previous = new_tap(self._pool), PyDataMem_GetHandler()
         with cython.critical_section(self):
             if self._capsule is not None:
                 raise RuntimeError(f"{self!r} is entered already: nest two of them, or enter it again when it was left")
             self._capsule = capsule
-        try:
-            previous = PyDataMem_SetHandler(capsule)
-        except:
-            self._capsule = None
-            raise
         Py_INCREF(previous)
         tap_of(<PyObject *>capsule).previous = <PyObject *>previous
+        try:
+            PyDataMem_SetHandler(capsule)
+        except:  # and yet it is set, if only the answer found no memory
+            self._capsule = None
+            give_up(capsule, previous)
+            raise
         return self._pool
 
     def __exit__(self, kind, error, traceback):
@@ -309,40 +317,64 @@ cdef class _PoolScope:
         if capsule is None:
             raise RuntimeError(f"{self!r} was not entered")
         current = PyDataMem_GetHandler()
-        if current is capsule:
-            PyDataMem_SetHandler(next_outer(capsule))
-        elif is_below(capsule, current):
-            tap_of(<PyObject *>capsule).left = True
-        else:
+        if not is_within(capsule, current):
             raise RuntimeError(f"{self!r} was entered in another context, which keeps its pool")
+        tap_of(<PyObject *>capsule).left = True
+        outer = not_left(current)
+        if outer is current:
+            return
+        try:
+            PyDataMem_SetHandler(outer)
+        except:
+            give_up(capsule, outer)
+            raise
+        forget_left(current)
 
     def __repr__(self):
         name = None if self._pool is None else self._pool.name
         return f"<mempool.numpy.use_pool of {name!r}>"
 
 
-cdef object next_outer(object capsule):
-    """The handler that was there before, and its scope was not left in the meantime. `capsule` forgets it."""
-    cdef Tap *tap = tap_of(<PyObject *>capsule)
-    while True:
-        if tap.previous is NULL:
-            return <object>PyDataMem_DefaultHandler
-        previous = <object>tap.previous
-        tap.previous = NULL
-        Py_DECREF(previous)  # the reference that the tap had
-        capsule, tap = previous, tap_of(<PyObject *>previous)
-        if tap is NULL or not tap.left:
-            return capsule
+cdef bint is_within(object capsule, object current) noexcept:
+    """Whether the scope was entered in this context: it is the current one, or others were entered since."""
+    cdef PyObject *handler = <PyObject *>current
+    while handler is not NULL and handler is not <PyObject *>capsule:
+        handler = tap_of(handler).previous if tap_of(handler) is not NULL else NULL
+    return handler is not NULL
 
 
-cdef bint is_below(object capsule, object current) noexcept:
-    """Scopes that were entered later are still there."""
+cdef object not_left(object current):
+    """The innermost handler whose scope is still there; NumPy's default if none is."""
+    cdef PyObject *handler = <PyObject *>current
+    while handler is not NULL and tap_of(handler) is not NULL and tap_of(handler).left:
+        handler = tap_of(handler).previous
+    return <object>PyDataMem_DefaultHandler if handler is NULL else <object>handler
+
+
+cdef int forget_left(object current) except -1:
+    """They need what was before them no more; contexts that began inside them go on with them."""
     cdef Tap *tap = tap_of(<PyObject *>current)
-    while tap is not NULL and tap.previous is not NULL:
-        if tap.previous is <PyObject *>capsule:
-            return True
-        tap = tap_of(tap.previous)
-    return False
+    while tap is not NULL and tap.left:
+        tap.left = False
+        if tap.previous is NULL:
+            break
+        below = <object>tap.previous
+        tap.previous = NULL
+        Py_DECREF(below)  # the reference that the tap had
+        current = below  # which may be the end of the tap
+        tap = tap_of(<PyObject *>current)
+    return 0
+
+
+cdef int give_up(object capsule, object outer) except -1:
+    """There was no memory to enter or leave a scope: try again, and in any case nothing more comes through it."""
+    cdef Tap *tap = tap_of(<PyObject *>capsule)
+    tap.left = tap.off = True
+    try:
+        PyDataMem_SetHandler(outer)
+    except MemoryError:
+        pass  # the one that the caller raises says so
+    return 0
 
 
 cdef BufferPool as_pool(object pool):

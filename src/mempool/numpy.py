@@ -1,7 +1,7 @@
 """NumPy's own arrays, over a pool: what `a * b`, `copy` and `concatenate` allocate comes from memory that is used again.
 
-Arrays of 32 KiB and more take their memory from the pool; smaller ones stay with NumPy's own cache. An array keeps its memory, not the
-pool: it outlives the block, `uninstall`, and the closing of the pool.
+Arrays of 32 KiB and more take their memory from the pool; smaller ones stay with NumPy's own cache. An array keeps its memory, not
+the pool: it outlives the block, `uninstall`, and the closing of the pool.
 """
 
 from contextlib import AbstractContextManager
@@ -36,8 +36,8 @@ def use_pool(pool: BufferPool) -> AbstractContextManager[BufferPool, None]:
 
     Notes
     -----
-    At the limit of the pool, or of an account, NumPy raises `MemoryError`. Blocks may be nested; the innermost counts. The memory goes
-    back to the pool when the array, and all its views, are gone.
+    At the limit of the pool, or of an account, NumPy raises `MemoryError`. Blocks may be nested; the innermost counts. The memory
+    goes back to the pool when the array, and all its views, are gone.
 
     Examples
     --------
@@ -70,8 +70,8 @@ def install(pool: BufferPool) -> None:
 
     Notes
     -----
-    A block of `use_pool`, or an allocator that was set through NumPy's C interface, counts more than this. NumPy goes on to name its
-    handler ``"default_allocator"``.
+    A block of `use_pool`, or an allocator that was set through NumPy's C interface, counts more than this. NumPy goes on to name
+    its handler ``"default_allocator"``.
 
     Examples
     --------

@@ -36,6 +36,7 @@ from mempool import (
 )
 from mempool.accounting import root_account
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
+from mempool.numpy import install, installed, uninstall, use_pool
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
@@ -283,3 +284,11 @@ def streams(pool: BufferPool, data: bytearray, array: NDArray[np.uint8]) -> None
     csv.writer(io.TextIOWrapper(stream))
     pickle.dump(data, stream)
     np.save(stream, array)
+
+
+def numpy_arrays(pool: BufferPool) -> None:
+    with use_pool(pool) as entered:
+        assert_type(entered, BufferPool)
+    install(pool)
+    assert_type(installed(), BufferPool | None)
+    uninstall()
