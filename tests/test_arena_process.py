@@ -179,8 +179,8 @@ CALLS = {
         """,
     "reset": "a = Arena(5000, pool=pool); v = a.alloc(5); a.reset(); w = a.alloc(5); repr(a)",
     "refused": """
-        for call in (lambda: arena.alloc(99999), lambda: arena.alloc(1, 3), lambda: Arena(0)):
-            try: call()
+        for refused, args in ((arena.alloc, (99999,)), (arena.alloc, (1, 3)), (Arena, (0,))):
+            try: refused(*args)
             except (ValueError, PoolExhausted): pass
         """,
 }

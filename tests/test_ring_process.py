@@ -387,8 +387,8 @@ CALLS = {
     "find": "ring.write(b'abcd'); ring.find(b'c'); ring.find(bytearray(b'cd'), 1)",
     "properties": "ring.free, len(ring), repr(ring), ring.capacity",
     "refused": """
-        for call in (lambda: ring.commit(99999), lambda: ring.consume(10**30), lambda: ring.find(b''), lambda: RingBuffer(0)):
-            try: call()
+        for refused, arg in ((ring.commit, 99999), (ring.consume, 10**30), (ring.find, b''), (RingBuffer, 0)):
+            try: refused(arg)
             except ValueError: pass
         """,
 }
