@@ -18,6 +18,7 @@ NAME = "ring"
 STREAM_READER = "asyncio StreamReader.readline"
 MAKEFILE = "socket.makefile().readline"
 BYTEARRAY = "bytearray, find and del"
+ONE_VIEW = "mempool, a view for many lines"
 UNDER_ASYNCIO = "mempool, asyncio BufferedProtocol"
 SERVER = """\
 import socket, sys
@@ -91,6 +92,19 @@ class Readers:
                     take(readable()[:end])
                     consume(end + 1)
 
+    def by_one_view(self, take: Callable[[Any], object]) -> None:
+        """Look once at all that came, and consume it together."""
+        ring = self.ring
+        find = ring.find
+        with self.connect() as peer:
+            while n := peer.recv_into(ring.writable()):
+                ring.commit(n)
+                view, start = ring.readable(), 0
+                while (end := find(b"\n", start)) >= 0:
+                    take(view[start:end])
+                    start = end + 1
+                ring.consume(start)
+
     def by_bytearray(self, take: Callable[[Any], object]) -> None:
         """Read with what one would write by hand."""
         kept = bytearray()
@@ -151,6 +165,7 @@ class Readers:
             "mempool": self.by_ring,
             STREAM_READER: self.by_stream_reader,
             UNDER_ASYNCIO: self.by_protocol,
+            ONE_VIEW: self.by_one_view,
             MAKEFILE: self.by_makefile,
             BYTEARRAY: self.by_bytearray,
         }
@@ -182,6 +197,8 @@ def lines(plan: Plan, report: Report) -> None:
     report.rows.append(row(samples, figure, STREAM_READER, "mempool", must=2.0, aim=4.0))
     report.rows.append(row(samples, figure, BYTEARRAY, "mempool", plain=True))
     report.rows.append(row(samples, figure, MAKEFILE, "mempool", plain=True))
+    for rival in (BYTEARRAY, MAKEFILE):
+        report.rows.append(row(samples, f"{figure}, one view for many", rival, ONE_VIEW, plain=True))
     report.rows.append(row(samples, f"{figure}, in asyncio", STREAM_READER, UNDER_ASYNCIO, must=2.0, aim=4.0))
 
 

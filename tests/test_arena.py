@@ -162,6 +162,13 @@ def test_bad_arguments(arena: Arena, pool: BufferPool) -> None:
         Arena(1, pool=BufferPool.__new__(BufferPool))
 
 
+def test_a_scope_is_made_by_its_arena(arena: Arena) -> None:
+    for scope in (type(arena.scope())(), type(arena.scope()).__new__(type(arena.scope()))):
+        for call in (scope.__enter__, lambda scope=scope: scope.__exit__(None, None, None)):
+            with pytest.raises(ValueError, match="made by"):
+                call()
+
+
 def test_closed(arena: Arena, pool: BufferPool) -> None:
     scope = arena.scope()
     arena.close()

@@ -118,6 +118,25 @@ def test_at_exit(run_python: Callable[..., Any], keep: str) -> None:
     assert run_python(code, options=["-X", "dev"]).stderr == ""
 
 
+def test_views_that_follow_each_other_end_one_by_one(run_python: Callable[..., Any]) -> None:
+    """However many scopes ended while the next view lived: what they left is not freed one inside the other."""
+    code = """
+        from mempool import Arena
+
+        for end in ("reset", "close"):
+            arena = Arena("1MiB")
+            for _ in range(400_000):
+                with arena.scope():
+                    view = arena.alloc(1, 1)
+            assert arena.used == arena.retired == 400_000
+            getattr(arena, end)()
+            assert arena.retired == 2**20
+            del view
+            assert arena.retired == 0
+    """
+    run_python(code)
+
+
 OOM = """
 import _testcapi, gc, sys
 import numpy as np
@@ -133,6 +152,8 @@ def attempt(function, nth):
     _testcapi.set_nomemory(nth, nth + 1)
     try:
         function()
+    except AssertionError:
+        raise
     except Exception:  # not all of Python says MemoryError when it has none
         return False
     finally:
@@ -179,8 +200,8 @@ CALLS = {
         """,
     "reset": "a = Arena(5000, pool=pool); v = a.alloc(5); a.reset(); w = a.alloc(5); repr(a)",
     "refused": """
-        for call in (lambda: arena.alloc(99999), lambda: arena.alloc(1, 3), lambda: Arena(0)):
-            try: call()
+        for refused, args in ((arena.alloc, (99999,)), (arena.alloc, (1, 3)), (Arena, (0,))):
+            try: refused(*args)
             except (ValueError, PoolExhausted): pass
         """,
 }

@@ -55,12 +55,17 @@ cdef class _Scope:
     cdef Arena arena
     cdef uint64_t number  # 0: not entered
 
+    cdef Arena _ready(self):
+        if self.arena is None:
+            raise ValueError("a scope is made by Arena.scope()")
+        return self.arena
+
     def __enter__(self):
-        self.arena._begin(self)
+        self._ready()._begin(self)
         return self.arena
 
     def __exit__(self, kind, error, traceback):
-        self.arena._finish(self)
+        self._ready()._finish(self)
 
 
 @cython.final
