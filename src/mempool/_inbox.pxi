@@ -26,6 +26,9 @@ cdef extern from "<string.h>":
 
 cdef enum:
     SPARE = 4096  # bytes of Python's heap for a connection whose pool has none
+    LEAST_BLOCK = 64 << 10
+    MOST_BLOCK = 256 << 10  # more is seldom ready at once
+    PEEK = 4096  # after a long message: the begin of the next one, whose rest will have a block of its own
 
 
 cdef Buffer quick_lease(BufferPool pool, size_t size):
@@ -71,7 +74,8 @@ cdef class _Inbox:
 
     cdef readonly BufferPool pool
     cdef readonly object loop
-    cdef readonly size_t limit, block_size
+    cdef readonly size_t limit
+    cdef readonly size_t block_size   # of the next block: larger while the peer fills them
     cdef readonly object max_message  # int or None
     cdef size_t longest               # the same
     cdef object owner                 # of the block: a Buffer, or a bytearray where the pool had none
@@ -89,8 +93,8 @@ cdef class _Inbox:
     cdef public object error          # what reads raise
     cdef object transport             # None: nothing to pause
 
-    def __init__(self, loop, BufferPool pool not None, size_t limit, max_message, size_t block_size):
-        self.loop, self.pool, self.limit, self.block_size = loop, pool, limit, block_size
+    def __init__(self, loop, BufferPool pool not None, size_t limit, max_message):
+        self.loop, self.pool, self.limit, self.block_size = loop, pool, limit, LEAST_BLOCK
         self.max_message = max_message
         self.longest = SIZE_MAX if max_message is None else max_message
 
@@ -179,6 +183,7 @@ cdef class _Inbox:
                 self.filled = received
                 self._wake()
                 return
+            self._learn(received)
             self.end += received
             if self.waiter is not None:
                 if self.end - self.start < self.needed and not self._starved():
@@ -186,6 +191,13 @@ cdef class _Inbox:
                 self._wake()
             if self._is_full():
                 self._pause()
+
+    cdef void _learn(self, size_t received) noexcept:
+        """A peer that fills the block sends faster than we look; one that hardly uses it needs less."""
+        if received == self.room - self.end:
+            self.block_size = min(2 * self.block_size, <size_t>MOST_BLOCK)
+        elif received < self.block_size // 8:
+            self.block_size = max(self.block_size // 2, <size_t>LEAST_BLOCK)
 
     cdef bint _aims(self) noexcept:
         return self.target is not None and not self.filled
@@ -196,7 +208,7 @@ cdef class _Inbox:
     cdef bint _is_full(self) noexcept:
         """Enough waits: more than the reader should have to hold, or a long message that ends where its block does."""
         cdef size_t size = self.end - self.start
-        return size > 2 * self.limit or (self.end == self.room and self.room > self.block_size) or self._starved()
+        return size > 2 * self.limit or (self.end == self.room and self.room > <size_t>MOST_BLOCK) or self._starved()
 
     cdef int _wake(self) except -1:
         if self.waiter is not None and not self.waiter.done():
@@ -318,6 +330,8 @@ cdef class _Inbox:
         if buffer._holder is not None:
             buffer._holder.nbytes = size
         buffer._flags &= ~<unsigned int>OURS
+        if self.room > <size_t>MOST_BLOCK:
+            self.block_size = PEEK
         self.owner = None
         self._drop(size)
         return buffer
@@ -373,11 +387,17 @@ cdef class _Inbox:
     # ---- long messages ----
 
     def fits(self, size_t size):
-        """Whether a message of so many bytes has room where its begin stands; moves it to the front for that."""
+        """Make room for a message of so many bytes whose begin is here; False if the pool has no memory for it now.
+
+        A long one gets a block of its own length, so that the bytes that come stay where they are received.
+        """
         with cython.critical_section(self):
-            if self.owner is None or self.start + size <= self.room:
+            if self._starved():
+                return False
+            if self.owner is None or self.start + size <= self.room or (size <= self.room and self._compact()):
                 return True
-            return size <= self.room and self._compact()
+            self._make_room(max(size, self.block_size))
+            return not self._starved()
 
     def widen(self, Buffer buffer not None):
         """Move what waits into this lease, which is the block from now on."""
