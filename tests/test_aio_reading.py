@@ -50,10 +50,14 @@ async def outcomes(reader: Any, reads: list[Read]) -> list[Any]:
     return found
 
 
-async def both(reads: list[Read], chunks: list[bytes], limit: int) -> tuple[list[Any], list[Any]]:
+POOL = BufferPool(name="both")
+
+
+async def both(
+    reads: list[Read], chunks: list[bytes], limit: int, pool: BufferPool = POOL
+) -> tuple[list[Any], list[Any]]:
     """The outcomes with asyncio's reader and with ours, for the same arrivals at the same moments."""
     theirs = asyncio.StreamReader(limit=limit)
-    pool = BufferPool()
     line = Line(pool, limit=limit)
     tasks = [asyncio.create_task(outcomes(reader, reads)) for reader in (theirs, line.reader)]
     await asyncio.sleep(0)
@@ -66,8 +70,6 @@ async def both(reads: list[Read], chunks: list[bytes], limit: int) -> tuple[list
     line.end()
     expected, got = await asyncio.gather(*tasks)
     line.protocol.connection_lost(None)
-    del line, tasks
-    is_empty(pool)
     return expected, got
 
 
@@ -80,6 +82,7 @@ def test_reads_byte_by_byte_and_in_one_piece(loop: str, name: str) -> None:
             assert got == expected
 
     run(loop, main())
+    is_empty(POOL)
 
 
 @pytest.mark.parametrize("name", ["readline", "readuntil(crlf)", "readuntil(||)", "readexactly(7)", "readexactly(33)"])
@@ -91,6 +94,7 @@ def test_split_at_every_position(name: str, limit: int) -> None:
             assert got == expected, at
 
     run("asyncio", main())
+    is_empty(POOL)
 
 
 @settings(max_examples=150)

@@ -8,7 +8,8 @@
 # that fills the block is handed over as it is, without a copy. For that, a reader that waits for a long message says so (`wish`):
 # then the block is made for it, with room for no byte more, and the bytes come from the kernel to where they stay.
 #
-# `target` is the other way round: the memory of the caller of `readinto`, for what arrives first. It is set only while nothing waits.
+# `target` is the other way round: the memory of the caller of `readinto`, for what arrives first. It is set only while nothing
+# waits.
 #
 # An exception from `get_buffer` would end the connection. Where the pool has no memory, the loop receives into a little memory of
 # Python's heap, and reading is paused; it is for the reader to wait for memory or to learn that there is none.

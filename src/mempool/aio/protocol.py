@@ -47,7 +47,7 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
 
     # ---- what the loop calls; get_buffer and buffer_updated are compiled ----
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Begin; on a server, run the callback."""
         self._replace_transport(transport)
         if self._client_connected_cb is not None:

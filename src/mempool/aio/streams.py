@@ -52,7 +52,8 @@ async def open_connection(
         To be closed by ``writer.close()``.
     """
     make = factory(pool, limit, max_message, None)
-    transport, protocol = await asyncio.get_running_loop().create_connection(make, host, port, **kwds)
+    loop: Any = asyncio.get_running_loop()
+    transport, protocol = await loop.create_connection(make, host, port, **kwds)
     return pair(transport, protocol)
 
 
@@ -84,7 +85,9 @@ async def start_server(
         To be closed by ``server.close()`` or ``async with``.
     """
     make = factory(pool, limit, max_message, client_connected_cb)
-    return await asyncio.get_running_loop().create_server(make, host, port, **kwds)
+    loop: Any = asyncio.get_running_loop()
+    server: asyncio.Server = await loop.create_server(make, host, port, **kwds)
+    return server
 
 
 if hasattr(socket, "AF_UNIX"):
