@@ -32,7 +32,7 @@ def run(loop: str, main: Coroutine[Any, Any, Any], *, complaints: list[dict[str,
 
     async def bounded() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-        return await asyncio.wait_for(main, DEADLINE)
+        return await asyncio.wait_for(main, 5)
 
     with asyncio.Runner(loop_factory=factory) as runner:
         result = runner.run(bounded())
@@ -71,6 +71,9 @@ class Transport(asyncio.Transport):
         assert not self.paused
         self.paused = True
         self.pauses += 1
+
+    def is_closing(self) -> bool:
+        return True
 
     def resume_reading(self) -> None:
         assert self.paused
