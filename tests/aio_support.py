@@ -42,7 +42,7 @@ def run(loop: str, main: Coroutine[Any, Any, Any], *, complaints: list[dict[str,
 
 async def comes(condition: Callable[[], object]) -> None:
     """Let the loop run until something has happened."""
-    end = asyncio.get_running_loop().time() + DEADLINE
+    end = asyncio.get_running_loop().time() + 4
     while not condition():
         assert asyncio.get_running_loop().time() < end, "it never happened"
         await asyncio.sleep(0)

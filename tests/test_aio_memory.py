@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,11 @@ def test_a_buffer_released_while_it_is_read_into(pool: BufferPool) -> None:
 # ---- no memory ----
 
 
-def test_reads_wait_for_memory_and_lose_nothing() -> None:
-    pool = BufferPool(limit="128KiB")
+def pool_waits(pool: BufferPool) -> Callable[[], object]:
+    return lambda: pool.stats().waits
 
+
+def test_reads_wait_for_memory_and_lose_nothing() -> None:
     async def main() -> None:
         for read, expected in (
             (lambda reader: reader.readline(), b"first\n"),
@@ -244,13 +246,14 @@ def test_reads_wait_for_memory_and_lose_nothing() -> None:
             (lambda reader: reader.readuntil(b"co"), b"first\nseco"),
             (lambda reader: reader.readexactly(6000), b"first\nsecond\n" + b"x" * 5987),
         ):
+            pool = BufferPool(limit="128KiB")
             line = Line(pool)
             hog = pool.acquire("128KiB")
             waiting = asyncio.create_task(read(line.reader))
             await asyncio.sleep(0)
             line.arrive(b"first\nsecond\n")
             assert line.transport.paused
-            await comes(lambda: pool.stats().waits)
+            await comes(pool_waits(pool))
             line.arrive(b"x" * 10_000)
             assert not waiting.done()
             hog.release()
@@ -258,9 +261,13 @@ def test_reads_wait_for_memory_and_lose_nothing() -> None:
             line.end()
             rest = (await line.reader.read()).tobytes()
             assert expected + rest == b"first\nsecond\n" + b"x" * 10_000
+            del line, waiting
+            pools.append(pool)
 
+    pools: list[BufferPool] = []
     run("asyncio", main())
-    is_empty(pool)
+    for pool in pools:
+        is_empty(pool)
 
 
 def test_a_cancelled_wait_for_memory() -> None:
@@ -271,7 +278,7 @@ def test_a_cancelled_wait_for_memory() -> None:
         with pool.acquire("64KiB"):
             line.arrive(b"line\n")
             waiting = asyncio.create_task(line.reader.readline())
-            await comes(lambda: pool.stats().waits)
+            await comes(pool_waits(pool))
             with pytest.raises(RuntimeError, match="another"):
                 await line.reader.readline()
             waiting.cancel()
@@ -357,6 +364,7 @@ def test_leak_detection_knows_whose_lease_it_is() -> None:
         with pytest.warns(ResourceWarning, match=f"{MIB} bytes"):
             await long
             del long
+            await asyncio.sleep(0)
             gc.collect()
         del line
         with warnings.catch_warnings():

@@ -12,7 +12,9 @@
 # waits.
 #
 # An exception from `get_buffer` would end the connection. Where the pool has no memory, the loop receives into a little memory of
-# Python's heap, and reading is paused; it is for the reader to wait for memory or to learn that there is none.
+# Python's heap, and reading is paused; it is for the reader to wait for memory or to learn that there is none. While it waits, what
+# came before moves to the heap too (no more than the limits let wait): else the blocks of connections that wait for memory could be
+# the memory they wait for.
 #
 # Invariant: start <= end <= room; without an owner all are 0. A lease that the loop may still write into (something views it) is
 # never handed over: its content is copied.
@@ -133,10 +135,12 @@ cdef class _Inbox:
         try:
             self._install_lease(quick_lease(self.pool, room), room)
         except (MemoryError, ValueError):  # exhausted, or closed
-            room = self.end - self.start + SPARE
-            spare = bytearray(room)
-            self._install(spare, PyByteArray_AS_STRING(spare), room)
+            self._to_heap(self.end - self.start + SPARE)
         return 0
+
+    cdef int _to_heap(self, size_t room) except -1:
+        spare = bytearray(room)
+        return self._install(spare, PyByteArray_AS_STRING(spare), room)
 
     cdef int _prepare(self) except -1:
         """Have room after `end`."""
@@ -296,12 +300,19 @@ cdef class _Inbox:
         with cython.critical_section(self):
             if size > self.end - self.start or size > self.longest or self.error is not None:
                 return None
-            return self._take(size, False)
+            return self._try_take(size, False)
 
     def take_some(self, size_t most, bint ours):
         """Return up to `most` of the bytes that wait."""
         with cython.critical_section(self):
             return self._take(min(most, self.end - self.start), ours)
+
+    cdef Buffer _try_take(self, size_t size, bint ours):
+        """None if the pool has no memory now: the slow way waits for it."""
+        try:
+            return self._take(size, ours)
+        except MemoryError:
+            return None
 
     cdef Buffer _take(self, size_t size, bint ours):
         cdef Buffer buffer = self._handed_over(size)
@@ -400,6 +411,12 @@ cdef class _Inbox:
             self._make_room(max(size, self.block_size))
             return not self._starved()
 
+    def step_back(self):
+        """Give the block back, as the reader is about to wait for memory: whoever waits for it shall hold none."""
+        with cython.critical_section(self):
+            if isinstance(self.owner, Buffer):
+                self._to_heap(self.end - self.start + SPARE)
+
     def widen(self, Buffer buffer not None):
         """Move what waits into this lease, which is the block from now on."""
         with cython.critical_section(self):
@@ -427,7 +444,10 @@ cdef class _Inbox:
     cdef int _keep(self, const void *content, size_t size) except -1:
         """Put this before what waits."""
         cdef size_t behind = self.end - self.start
-        self._make_room(size + behind)
+        try:
+            self._install_lease(quick_lease(self.pool, size + behind), size + behind)
+        except (MemoryError, ValueError):
+            self._to_heap(size + behind)
         memmove(self.base + size, self.base, behind)
         memcpy(self.base, content, size)
         self.end = size + behind
@@ -449,7 +469,7 @@ cdef class _Inbox:
             at = self._find_one(separator, size)
             if at < 0 or <size_t>at > self.limit:
                 return None
-            return self._take(at + size, ours)
+            return self._try_take(at + size, ours)
 
     cdef Py_ssize_t _find_one(self, bytes separator, size_t size) except -2:
         """Where it begins, from `start`, or -1. Remembers how far it looked."""

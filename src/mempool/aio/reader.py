@@ -314,6 +314,7 @@ class PooledReader:
         """Acquire `n` bytes, waiting for them if need be; nobody else reads meanwhile."""
         inbox = self._inbox
         inbox.check_alone(who)
+        inbox.step_back()
         inbox.busy = True
         try:
             return await inbox.pool.acquire_async(n)
