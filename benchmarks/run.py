@@ -38,6 +38,7 @@ TABLES = {
     "break_even": "break_even",
     "slab": "slab",
     "mapped": "mapped",
+    "aio": "aio",
 }
 TIMEOUT = 180.0
 

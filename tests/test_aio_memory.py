@@ -94,7 +94,9 @@ def test_timeouts_lose_no_byte(loop: str, kind: str, tmp_path: Path) -> None:
             turn = 0
             while len(seen) < len(content):
                 turn += 1
-                reading = asyncio.create_task(reader.readinto(memory) if turn % 2 else reader.readexactly(3000 * (turn % 50)))
+                reading = asyncio.create_task(
+                    reader.readinto(memory) if turn % 2 else reader.readexactly(3000 * (turn % 50))
+                )
                 for _ in range(turn % 4):
                     await asyncio.sleep(0)
                 reading.cancel()
