@@ -25,11 +25,11 @@ ASYNCIO, UVLOOP, BARE = "asyncio streams", "uvloop + asyncio streams", "bare soc
 
 
 class Work(NamedTuple):
-    """What is sent: `count` messages of `size` bytes."""
+    """What is sent: `messages` of `size` bytes."""
 
     figure: str
     size: int
-    count: int
+    messages: int
     lines: bool
 
 
@@ -48,9 +48,9 @@ def send_for_ever(port: Any, work: Work) -> None:
 def block_of(work: Work) -> tuple[bytes, int]:
     """What is sent at once, and how often."""
     if not work.lines:
-        return PREFIX.pack(work.size) + bytes(range(256)) * (work.size // 256), work.count
+        return PREFIX.pack(work.size) + bytes(range(256)) * (work.size // 256), work.messages
     together = MIB // work.size
-    return (b"x" * (work.size - 1) + b"\n") * together, work.count // together
+    return (b"x" * (work.size - 1) + b"\n") * together, work.messages // together
 
 
 async def receive_frames(reader: Any, work: Work) -> int:
@@ -102,8 +102,8 @@ def receive_streams(connect: Callable[..., Any], factory: Any, port: int, work: 
         start, busy = time.perf_counter(), time.process_time()
         count = await (receive_lines if work.lines else receive_frames)(reader, work)
         taken = per_message(start, busy, work)
-        if count != work.count:
-            raise SystemExit(f"{count} of {work.count} messages arrived")
+        if count != work.messages:
+            raise SystemExit(f"{count} of {work.messages} messages arrived")
         writer.close()
         await writer.wait_closed()
         return taken
@@ -114,7 +114,7 @@ def receive_streams(connect: Callable[..., Any], factory: Any, port: int, work: 
 
 def per_message(start: float, busy: float, work: Work) -> Taken:
     """Since then, divided."""
-    return Taken((time.perf_counter() - start) / work.count, (time.process_time() - busy) / work.count)
+    return Taken((time.perf_counter() - start) / work.messages, (time.process_time() - busy) / work.messages)
 
 
 def receivers() -> dict[str, Callable[[int, Work], Taken]]:
@@ -124,8 +124,8 @@ def receivers() -> dict[str, Callable[[int, Work], Taken]]:
         loops[UVLOOP] = (importlib.import_module("uvloop").new_event_loop, "mempool, uvloop")
     found: dict[str, Callable[[int, Work], Taken]] = {BARE: receive_bare}
     for plain, (factory, pooled) in loops.items():
-        found[plain] = lambda port, work, factory=factory: receive_streams(asyncio.open_connection, factory, port, work)
-        found[pooled] = lambda port, work, factory=factory: receive_streams(aio.open_connection, factory, port, work)
+        found[plain] = functools.partial(receive_streams, asyncio.open_connection, factory)
+        found[pooled] = functools.partial(receive_streams, aio.open_connection, factory)
     return found
 
 
@@ -173,7 +173,7 @@ def rounds_of(rounds: int, port: int, work: Work) -> tuple[Samples, Samples]:
 
 def add_rows(report: Report, samples: Samples, work: Work, suffix: str, must: float | None) -> None:
     """Asyncio on both loops; the bare socket on the clock, as a ceiling."""
-    rivals = [(ASYNCIO, "mempool"), (UVLOOP, "mempool, uvloop")] + ([] if suffix else [(BARE, "mempool")])
+    rivals = [(ASYNCIO, "mempool"), (UVLOOP, "mempool, uvloop")] + ([] if suffix or work.lines else [(BARE, "mempool")])
     for rival, own in rivals:
         if rival not in samples.seconds:
             report.rows.append(Row(work.figure + suffix, rival, note="uvloop is not installed"))

@@ -1,6 +1,7 @@
 """What the tests of `mempool.aio` share: loops, connections of each kind to a plain peer, and arrivals made by hand."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
@@ -16,7 +17,10 @@ import pytest
 
 from mempool import BufferPool, aio
 from mempool.aio.protocol import PooledProtocol
-from support import DEADLINE, until
+from support import until
+
+# A connection that gets stuck fails its test soon.
+DEADLINE = 15.0
 
 LOOPS = ("asyncio", "uvloop")
 KINDS = ("tcp", "tls", "unix")
@@ -32,7 +36,7 @@ def run(loop: str, main: Coroutine[Any, Any, Any], *, complaints: list[dict[str,
 
     async def bounded() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-        return await asyncio.wait_for(main, 5)
+        return await asyncio.wait_for(main, DEADLINE)
 
     with asyncio.Runner(loop_factory=factory) as runner:
         result = runner.run(bounded())
@@ -42,7 +46,7 @@ def run(loop: str, main: Coroutine[Any, Any, Any], *, complaints: list[dict[str,
 
 async def comes(condition: Callable[[], object]) -> None:
     """Let the loop run until something has happened."""
-    end = asyncio.get_running_loop().time() + 4
+    end = asyncio.get_running_loop().time() + DEADLINE
     while not condition():
         assert asyncio.get_running_loop().time() < end, "it never happened"
         await asyncio.sleep(0)
@@ -183,10 +187,8 @@ async def closed(*writers: asyncio.StreamWriter) -> None:
     for writer in writers:
         writer.close()
     for writer in writers:
-        try:
+        with contextlib.suppress(OSError, ssl.SSLError):  # the tests break connections on purpose
             await writer.wait_closed()
-        except (OSError, ssl.SSLError):
-            pass  # the tests break connections on purpose
 
 
 def cancelled_reads(reader: aio.PooledReader) -> list[Callable[[], Awaitable[Any]]]:

@@ -1,10 +1,13 @@
 """Real connections: TCP, TLS and Unix sockets, on each loop, to plain peers and to ourselves."""
 
 import asyncio
+import contextlib
+import functools
 import gc
 import random
 import socket
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +346,7 @@ def test_refused_connections_leave_nothing(loop: str) -> None:
     async def main(pool: BufferPool) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
-            with pytest.raises(OSError, match="refused|onnect"):
+            with pytest.raises(OSError, match=r"refused|onnect"):
                 await aio.open_connection("127.0.0.1", taken.getsockname()[1], pool=pool)
         assert pool.stats().acquires == 0
 
@@ -359,15 +362,14 @@ def test_dropped_halves_close_the_connection(loop: str, tmp_path: Path) -> None:
             reader, writer = await connect(aio, pool=pool)
             peer_reader, peer_writer = await arrived
             peer_writer.write(b"unread")
-            await comes(lambda: len(reader._inbox))
+            await comes(functools.partial(len, reader._inbox))
             del reader
-            with pytest.warns(ResourceWarning):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # from 3.12 on
                 del writer
                 gc.collect()
-                assert await peer_reader.read() == b""
-                import warnings
-
-                warnings.warn("3.11 closes without a word", ResourceWarning, stacklevel=1)
+                with contextlib.suppress(ConnectionResetError):  # it had not read all
+                    assert await peer_reader.read() == b""
             peer_writer.close()
 
     pool = BufferPool()

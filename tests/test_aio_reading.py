@@ -116,6 +116,17 @@ def test_any_reads_of_any_arrivals(text: list[bytes], cuts: list[int], names: li
     assert got == expected
 
 
+async def feed(line: Line, content: bytes, dice: random.Random) -> None:
+    at = 0
+    while at < len(content):
+        step = dice.choice((1, 100, 5000, 60_000, 400_000))
+        line.arrive(content[at : at + step])
+        at += step
+        while line.transport.paused or dice.random() < 0.5:
+            await asyncio.sleep(0)
+    line.end()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_messages_of_all_sizes(seed: int) -> None:
     """Short ones from one block, long ones in blocks of their own, grown and compacted, against slices of the stream."""
@@ -123,27 +134,17 @@ def test_messages_of_all_sizes(seed: int) -> None:
     sizes = [dice.choice((1, 10, 4096, 65536, 70_000, 300_000, 1 << 20)) + dice.randrange(3) for _ in range(25)]
     content = dice.randbytes(sum(sizes))
 
-    async def feed(line: Line) -> None:
-        at = 0
-        while at < len(content):
-            step = dice.choice((1, 100, 5000, 60_000, 400_000))
-            line.arrive(content[at : at + step])
-            at += step
-            while line.transport.paused or dice.random() < 0.5:
-                await asyncio.sleep(0)
-        line.end()
-
     async def main() -> None:
         pool = BufferPool()
         line = Line(pool)
-        feeding = asyncio.create_task(feed(line))
+        feeding = asyncio.create_task(feed(line, content, dice))
         at = 0
         for size in sizes:
             if dice.random() < 0.3:
                 memory = bytearray(size)
                 got = await line.reader.readinto(memory)
                 assert memory[:got] == content[at : at + got]
-                assert 0 < got
+                assert got > 0
                 at += got
                 size -= got
             with await line.reader.readexactly(size) as buffer:

@@ -20,6 +20,10 @@ import mempool
 import mempool._core
 import mempool._records
 import mempool.accounting
+import mempool.aio
+import mempool.aio.reader
+import mempool.aio.streams
+import mempool.aio.writer
 import mempool.errors
 import mempool.settings
 import mempool.units
@@ -32,6 +36,10 @@ MODULES = [
     mempool._core,
     mempool._records,
     mempool.accounting,
+    mempool.aio,
+    mempool.aio.reader,
+    mempool.aio.streams,
+    mempool.aio.writer,
     mempool.errors,
     mempool.settings,
     mempool.units,
@@ -165,6 +173,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
+        ("aio", set(mempool.aio.__all__) | public(mempool.aio.PooledReader)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

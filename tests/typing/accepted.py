@@ -27,6 +27,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
+from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 
 
 def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:
@@ -190,3 +191,21 @@ def mappings(path: Path) -> None:
     assert_type(memory.max_rows, int | None)
     np.asarray(memory)
     guard_truncation()
+
+
+async def streams(pool: BufferPool, path: Path) -> None:
+    async def served(reader: PooledReader, writer: PooledWriter) -> None:
+        assert_type(await reader.readexactly("64KiB"), Buffer)
+        assert_type(await reader.readuntil((b"\r\n", bytearray(b"\n"))), Buffer)
+        assert_type(await reader.readinto(bytearray(10)), int)
+        assert_type([line async for line in reader], list[Buffer])
+
+    server = await start_server(served, "127.0.0.1", 0, pool=pool, limit="1MiB", max_message=None, backlog=5)
+    assert_type(server, asyncio.Server)
+    await start_server(lambda reader, writer: writer.close(), port=8888)
+    assert_type(await open_connection("localhost", 80, ssl=True), tuple[PooledReader, PooledWriter])
+    reader, writer = await open_unix_connection(path, pool=None, max_message="1MiB")
+    plain: asyncio.StreamWriter = writer
+    plain.write(b"")
+    writer.write(await reader.read())
+    assert_type(reader.exception(), BaseException | None)
