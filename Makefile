@@ -19,7 +19,7 @@ tag := $(patsubst .%,%,$(notdir $(VENV)))
 
 compiled := setup.py pyproject.toml $(wildcard src/mempool/*.pyx src/mempool/*.pxi src/mempool/*.pxd) \
             $(wildcard csrc/*.c csrc/*.h csrc/include/*.h)
-pythons := src tests $(wildcard benchmarks) docs setup.py
+pythons := src tests $(wildcard benchmarks examples) docs setup.py
 c_files := $(wildcard csrc/*.[ch] csrc/*/*.[ch])
 
 .PHONY: help bench test lint format docs wheel sanitize sanitize-c sanitize-python fuzz clean

@@ -44,6 +44,7 @@ TABLES = {
     "chunks": "chunks",
     "stream": "bytes_stream",
     "numpy": "numpy_pool",
+    "aio": "aio",
 }
 TIMEOUT = 180.0
 

@@ -20,6 +20,10 @@ import mempool
 import mempool._core
 import mempool._records
 import mempool.accounting
+import mempool.aio
+import mempool.aio.reader
+import mempool.aio.streams
+import mempool.aio.writer
 import mempool.errors
 import mempool.io
 import mempool.io.chunks
@@ -42,6 +46,10 @@ MODULES = [
     mempool._core,
     mempool._records,
     mempool.accounting,
+    mempool.aio,
+    mempool.aio.reader,
+    mempool.aio.streams,
+    mempool.aio.writer,
     mempool.errors,
     mempool.pickle,
     mempool.io,
@@ -201,6 +209,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("io", set(mempool.io.__all__) | public(mempool.io.ChunkIterator)),
         ("BytesStream", public(mempool.io.BytesStream)),
         ("NumPy", set(mempool.numpy.__all__)),
+        ("aio", set(mempool.aio.__all__) | public(mempool.aio.PooledReader)),
         ("Errors", set(mempool.errors.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

@@ -8,10 +8,13 @@
 # that fills the block is handed over as it is, without a copy. For that, a reader that waits for a long message says so (`wish`):
 # then the block is made for it, with room for no byte more, and the bytes come from the kernel to where they stay.
 #
-# `target` is the other way round: the memory of the caller of `readinto`, for what arrives first. It is set only while nothing waits.
+# `target` is the other way round: the memory of the caller of `readinto`, for what arrives first. It is set only while nothing
+# waits.
 #
 # An exception from `get_buffer` would end the connection. Where the pool has no memory, the loop receives into a little memory of
-# Python's heap, and reading is paused; it is for the reader to wait for memory or to learn that there is none.
+# Python's heap, and reading is paused; it is for the reader to wait for memory or to learn that there is none. While it waits, what
+# came before moves to the heap too (no more than the limits let wait): else the blocks of connections that wait for memory could be
+# the memory they wait for.
 #
 # Invariant: start <= end <= room; without an owner all are 0. A lease that the loop may still write into (something views it) is
 # never handed over: its content is copied.
@@ -26,6 +29,9 @@ cdef extern from "<string.h>":
 
 cdef enum:
     SPARE = 4096  # bytes of Python's heap for a connection whose pool has none
+    LEAST_BLOCK = 64 << 10
+    MOST_BLOCK = 256 << 10  # more is seldom ready at once
+    PEEK = 4096  # after a long message: the begin of the next one, whose rest will have a block of its own
 
 
 cdef Buffer quick_lease(BufferPool pool, size_t size):
@@ -71,7 +77,8 @@ cdef class _Inbox:
 
     cdef readonly BufferPool pool
     cdef readonly object loop
-    cdef readonly size_t limit, block_size
+    cdef readonly size_t limit
+    cdef readonly size_t block_size   # of the next block: larger while the peer fills them
     cdef readonly object max_message  # int or None
     cdef size_t longest               # the same
     cdef object owner                 # of the block: a Buffer, or a bytearray where the pool had none
@@ -89,8 +96,8 @@ cdef class _Inbox:
     cdef public object error          # what reads raise
     cdef object transport             # None: nothing to pause
 
-    def __init__(self, loop, BufferPool pool not None, size_t limit, max_message, size_t block_size):
-        self.loop, self.pool, self.limit, self.block_size = loop, pool, limit, block_size
+    def __init__(self, loop, BufferPool pool not None, size_t limit, max_message):
+        self.loop, self.pool, self.limit, self.block_size = loop, pool, limit, LEAST_BLOCK
         self.max_message = max_message
         self.longest = SIZE_MAX if max_message is None else max_message
 
@@ -128,10 +135,12 @@ cdef class _Inbox:
         try:
             self._install_lease(quick_lease(self.pool, room), room)
         except (MemoryError, ValueError):  # exhausted, or closed
-            room = self.end - self.start + SPARE
-            spare = bytearray(room)
-            self._install(spare, PyByteArray_AS_STRING(spare), room)
+            self._to_heap(self.end - self.start + SPARE)
         return 0
+
+    cdef int _to_heap(self, size_t room) except -1:
+        spare = bytearray(room)
+        return self._install(spare, PyByteArray_AS_STRING(spare), room)
 
     cdef int _prepare(self) except -1:
         """Have room after `end`."""
@@ -179,6 +188,7 @@ cdef class _Inbox:
                 self.filled = received
                 self._wake()
                 return
+            self._learn(received)
             self.end += received
             if self.waiter is not None:
                 if self.end - self.start < self.needed and not self._starved():
@@ -186,6 +196,13 @@ cdef class _Inbox:
                 self._wake()
             if self._is_full():
                 self._pause()
+
+    cdef void _learn(self, size_t received) noexcept:
+        """A peer that fills the block sends faster than we look; one that hardly uses it needs less."""
+        if received == self.room - self.end:
+            self.block_size = min(2 * self.block_size, <size_t>MOST_BLOCK)
+        elif received < self.block_size // 8:
+            self.block_size = max(self.block_size // 2, <size_t>LEAST_BLOCK)
 
     cdef bint _aims(self) noexcept:
         return self.target is not None and not self.filled
@@ -196,7 +213,7 @@ cdef class _Inbox:
     cdef bint _is_full(self) noexcept:
         """Enough waits: more than the reader should have to hold, or a long message that ends where its block does."""
         cdef size_t size = self.end - self.start
-        return size > 2 * self.limit or (self.end == self.room and self.room > self.block_size) or self._starved()
+        return size > 2 * self.limit or (self.end == self.room and self.room > <size_t>MOST_BLOCK) or self._starved()
 
     cdef int _wake(self) except -1:
         if self.waiter is not None and not self.waiter.done():
@@ -283,12 +300,19 @@ cdef class _Inbox:
         with cython.critical_section(self):
             if size > self.end - self.start or size > self.longest or self.error is not None:
                 return None
-            return self._take(size, False)
+            return self._try_take(size, False)
 
     def take_some(self, size_t most, bint ours):
         """Return up to `most` of the bytes that wait."""
         with cython.critical_section(self):
             return self._take(min(most, self.end - self.start), ours)
+
+    cdef Buffer _try_take(self, size_t size, bint ours):
+        """None if the pool has no memory now: the slow way waits for it."""
+        try:
+            return self._take(size, ours)
+        except MemoryError:
+            return None
 
     cdef Buffer _take(self, size_t size, bint ours):
         cdef Buffer buffer = self._handed_over(size)
@@ -318,6 +342,8 @@ cdef class _Inbox:
         if buffer._holder is not None:
             buffer._holder.nbytes = size
         buffer._flags &= ~<unsigned int>OURS
+        if self.room > <size_t>MOST_BLOCK:
+            self.block_size = PEEK
         self.owner = None
         self._drop(size)
         return buffer
@@ -373,11 +399,23 @@ cdef class _Inbox:
     # ---- long messages ----
 
     def fits(self, size_t size):
-        """Whether a message of so many bytes has room where its begin stands; moves it to the front for that."""
+        """Make room for a message of so many bytes whose begin is here; False if the pool has no memory for it now.
+
+        A long one gets a block of its own length, so that the bytes that come stay where they are received.
+        """
         with cython.critical_section(self):
-            if self.owner is None or self.start + size <= self.room:
+            if self._starved():
+                return False
+            if self.owner is None or self.start + size <= self.room or (size <= self.room and self._compact()):
                 return True
-            return size <= self.room and self._compact()
+            self._make_room(max(size, self.block_size))
+            return not self._starved()
+
+    def step_back(self):
+        """Give the block back, as the reader is about to wait for memory: whoever waits for it shall hold none."""
+        with cython.critical_section(self):
+            if isinstance(self.owner, Buffer):
+                self._to_heap(self.end - self.start + SPARE)
 
     def widen(self, Buffer buffer not None):
         """Move what waits into this lease, which is the block from now on."""
@@ -406,7 +444,10 @@ cdef class _Inbox:
     cdef int _keep(self, const void *content, size_t size) except -1:
         """Put this before what waits."""
         cdef size_t behind = self.end - self.start
-        self._make_room(size + behind)
+        try:
+            self._install_lease(quick_lease(self.pool, size + behind), size + behind)
+        except (MemoryError, ValueError):
+            self._to_heap(size + behind)
         memmove(self.base + size, self.base, behind)
         memcpy(self.base, content, size)
         self.end = size + behind
@@ -428,7 +469,7 @@ cdef class _Inbox:
             at = self._find_one(separator, size)
             if at < 0 or <size_t>at > self.limit:
                 return None
-            return self._take(at + size, ours)
+            return self._try_take(at + size, ours)
 
     cdef Py_ssize_t _find_one(self, bytes separator, size_t size) except -2:
         """Where it begins, from `start`, or -1. Remembers how far it looked."""

@@ -35,6 +35,7 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import root_account
+from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
@@ -292,3 +293,21 @@ def numpy_arrays(pool: BufferPool) -> None:
     install(pool)
     assert_type(installed(), BufferPool | None)
     uninstall()
+
+
+async def streams(pool: BufferPool, path: Path) -> None:
+    async def served(reader: PooledReader, writer: PooledWriter) -> None:
+        assert_type(await reader.readexactly("64KiB"), Buffer)
+        assert_type(await reader.readuntil((b"\r\n", bytearray(b"\n"))), Buffer)
+        assert_type(await reader.readinto(bytearray(10)), int)
+        assert_type([line async for line in reader], list[Buffer])
+
+    server = await start_server(served, "127.0.0.1", 0, pool=pool, limit="1MiB", max_message=None, backlog=5)
+    assert_type(server, asyncio.Server)
+    await start_server(lambda reader, writer: writer.close(), port=8888)
+    assert_type(await open_connection("localhost", 80, ssl=True), tuple[PooledReader, PooledWriter])
+    reader, writer = await open_unix_connection(path, pool=None, max_message="1MiB")
+    plain: asyncio.StreamWriter = writer
+    plain.write(b"")
+    writer.write(await reader.read())
+    assert_type(reader.exception(), BaseException | None)

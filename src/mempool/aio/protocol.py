@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Connected: TypeAlias = "Callable[[PooledReader, PooledWriter], Awaitable[None] | None]"
 
-BLOCK_SIZE = 64 << 10
-
 
 class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
     """One connection, of a server if there is a callback."""
@@ -38,7 +36,7 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
         max_message: int | None,
         connected: Connected | None = None,
     ) -> None:
-        super().__init__(loop, pool, limit, max_message, BLOCK_SIZE)
+        super().__init__(loop, pool, limit, max_message)
         self._client_connected_cb = connected  # by this name StreamWriter.start_tls tells who is the server
         self._over_tls = False
         self._task: asyncio.Task[None] | None = None
@@ -49,7 +47,7 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
 
     # ---- what the loop calls; get_buffer and buffer_updated are compiled ----
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Begin; on a server, run the callback."""
         self._replace_transport(transport)
         if self._client_connected_cb is not None:

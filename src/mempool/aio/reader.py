@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer as BytesLike
 
-# Of one `read`: what the kernel has ready at once is seldom more.
-MOST_AT_ONCE = 256 << 10
 NO_END = (1 << 63) - 1
 
 
@@ -98,10 +96,10 @@ class PooledReader:
         while len(inbox) < n:
             if inbox.eof:
                 raise IncompleteReadError(inbox.take_bytes(), n)
-            if not inbox.fits(n) or inbox.starved:
+            if inbox.fits(n):
+                await self._arrival("readexactly", n, n)
+            else:
                 inbox.widen(await self._lease("readexactly", n))
-                continue
-            await self._arrival("readexactly", n, n)
         return await self._taken("readexactly", n)
 
     async def read(self, n: int | str | SupportsIndex = -1) -> Buffer:
@@ -130,7 +128,7 @@ class PooledReader:
         if most < 0:
             return await self._read_all()
         if most and not len(inbox) and not inbox.eof:
-            await self._arrival("read", 1, min(most, MOST_AT_ONCE))
+            await self._arrival("read", 1, 0)
         return await self._taken("read", most)
 
     async def _read_all(self) -> Buffer:
@@ -316,6 +314,7 @@ class PooledReader:
         """Acquire `n` bytes, waiting for them if need be; nobody else reads meanwhile."""
         inbox = self._inbox
         inbox.check_alone(who)
+        inbox.step_back()
         inbox.busy = True
         try:
             return await inbox.pool.acquire_async(n)

@@ -52,7 +52,8 @@ async def open_connection(
         To be closed by ``writer.close()``.
     """
     make = factory(pool, limit, max_message, None)
-    transport, protocol = await asyncio.get_running_loop().create_connection(make, host, port, **kwds)
+    loop: Any = asyncio.get_running_loop()
+    transport, protocol = await loop.create_connection(make, host, port, **kwds)
     return pair(transport, protocol)
 
 
@@ -83,8 +84,10 @@ async def start_server(
     asyncio.Server
         To be closed by ``server.close()`` or ``async with``.
     """
-    make = factory(pool, limit, max_message, client_connected_cb)
-    return await asyncio.get_running_loop().create_server(make, host, port, **kwds)
+    make = factory(pool, limit, max_message, checked(client_connected_cb))
+    loop: Any = asyncio.get_running_loop()
+    server: asyncio.Server = await loop.create_server(make, host, port, **kwds)
+    return server
 
 
 if hasattr(socket, "AF_UNIX"):
@@ -113,7 +116,7 @@ if hasattr(socket, "AF_UNIX"):
         **kwds: Any,
     ) -> asyncio.Server:
         """Listen on a Unix socket as `asyncio.start_unix_server` does; see `start_server`."""
-        make = factory(pool, limit, max_message, client_connected_cb)
+        make = factory(pool, limit, max_message, checked(client_connected_cb))
         loop: Any = asyncio.get_running_loop()
         server: asyncio.Server = await loop.create_unix_server(make, path, **kwds)
         return server
@@ -125,14 +128,19 @@ def factory(
     """Return what makes the protocol of a connection; bad arguments fail here, before there is one."""
     if pool is not None and not isinstance(pool, BufferPool):
         raise TypeError(f"pool must be a BufferPool or None, not {pool!r}")
-    if connected is not None and not callable(connected):
-        raise TypeError(f"client_connected_cb must be callable, not {connected!r}")
     line = parse_size(limit, "limit")
     if line <= 0:
         raise ValueError("limit must be more than 0 bytes")
     message = None if max_message is None else parse_size(max_message, "max_message")
     loop, chosen = asyncio.get_running_loop(), pool or default_pool()
     return lambda: PooledProtocol(loop, chosen, line, message, connected)
+
+
+def checked(connected: Connected) -> Connected:
+    """Return the callback, if it is one."""
+    if not callable(connected):
+        raise TypeError(f"client_connected_cb must be callable, not {connected!r}")
+    return connected
 
 
 def pair(transport: Any, protocol: PooledProtocol) -> tuple[PooledReader, PooledWriter]:
