@@ -42,8 +42,7 @@ def acquire(nbytes, *, bint zero=False, timeout=0):
 
 
 def _lease_of_ours(BufferPool pool not None, nbytes):
-    """Lend what this package makes for others: to drop it is how it is meant to end, so it counts as handed over, never as a leak."""
-    """Lend what an iterator of ours makes: to drop it is how it is meant to end, so it counts as handed over, never as a leak."""
+    """Lend what this package makes for others: to drop it is how it is meant to end, so it counts as handed over, not as a leak."""
     cdef Buffer buffer = pool.acquire(nbytes)
     buffer._flags |= OURS
     return buffer

@@ -295,7 +295,7 @@ def numpy_arrays(pool: BufferPool) -> None:
     uninstall()
 
 
-async def streams(pool: BufferPool, path: Path) -> None:
+async def asyncio_streams(pool: BufferPool, path: Path) -> None:
     async def served(reader: PooledReader, writer: PooledWriter) -> None:
         assert_type(await reader.readexactly("64KiB"), Buffer)
         assert_type(await reader.readuntil((b"\r\n", bytearray(b"\n"))), Buffer)
