@@ -101,7 +101,10 @@ def test_no_view_is_left(tmp_path: Path) -> None:
         write(tmp_path / "new", [b, b], direct=True)
         with pytest.raises(TypeError) as kept:
             write(tmp_path / "new", [b, "x"])
+        with pytest.raises(OSError, match="Bad file") as failed:
+            write(10**6, [b, b])
         assert kept
+        assert failed  # with the frames of the call
         b.resize(5)
 
 
