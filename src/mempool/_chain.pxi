@@ -16,8 +16,8 @@
 # is needed is acquired first, one thing at a time; `_version` tells whether the chain is still the one it was acquired for; and
 # the change itself is made with no Python in between. Ending a block asks for no memory.
 #
-# Rejected: one block that grows, as io.BytesIO has, copies what is there and needs twice the memory; blocks of one size are many,
-# or waste much.
+# Rejected: one block that grows, as io.BytesIO has, is copied as it grows (or its pages moved, where the OS can), and a snapshot
+# would lock it or copy all; blocks of one size are many, or waste much.
 
 cdef Py_ssize_t SSIZE_MAX = <Py_ssize_t>(SIZE_MAX >> 1)
 cdef char NO_BYTES = 0
