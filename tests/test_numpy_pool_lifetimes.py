@@ -1,5 +1,6 @@
 """Arrays over a pool outlive everything: the block, the pool, `uninstall`, a fork, the interpreter."""
 
+import contextvars
 import gc
 import sys
 import weakref
@@ -94,27 +95,52 @@ def test_blocks_and_installs_leave_nothing_behind() -> None:
     assert sys.getallocatedblocks() - before < 200
 
 
-def test_a_block_that_is_never_left() -> None:
-    """The context keeps it, and nothing else does; however many there are."""
-    import contextvars
+def test_blocks_that_are_never_left(run_python: Callable[..., Any]) -> None:
+    """The context keeps them, and nothing else does; however many there are, they end one by one, also on a small stack."""
+    run_python("""
+        import contextvars, threading
+        import numpy as np
+        import mempool
+        from mempool.numpy import use_pool
+
+        pool = mempool.BufferPool()
+
+        def enter():
+            for _ in range(100_000):
+                use_pool(pool).__enter__()
+            assert not np.zeros(40_000).any()
+            assert pool.stats().acquires == 1
+
+        threading.stack_size(256 << 10)
+        thread = threading.Thread(target=lambda: contextvars.copy_context().run(enter))
+        thread.start()
+        thread.join()
+        np.zeros(40_000)
+        assert pool.stats().acquires == 1
+    """)
+
+
+def test_contexts_that_begin_in_one_another_do_not_pile_up() -> None:
+    def rounds(count: int) -> None:
+        context = contextvars.copy_context()
+        before = sys.getallocatedblocks()
+        for _ in range(count):
+            block = use_pool(pool)
+            context.run(block.__enter__)
+            inner = context.copy()
+            context.run(block.__exit__, None, None, None)
+            context = inner
+        assert sys.getallocatedblocks() - before < 300
+        acquires = pool.stats().acquires
+        context.run(np.zeros, N)  # it began inside the last block
+        assert pool.stats().acquires == acquires + 1
 
     pool = BufferPool()
-
-    def enter() -> None:
-        for _ in range(100_000):
-            use_pool(pool).__enter__()
-        assert np.zeros(N).any() == False  # noqa: E712
-        assert pool.stats().acquires == 1
-
-    contextvars.copy_context().run(enter)
-    gc.collect()
-    np.zeros(N)
-    assert pool.stats().acquires == 1
+    rounds(10)
+    rounds(1000)
 
 
 def test_left_in_another_context() -> None:
-    import contextvars
-
     pool = BufferPool()
     block = use_pool(pool)
     here = contextvars.copy_context()

@@ -220,24 +220,27 @@ def test_an_array_that_shrinks_wakes_a_waiting_thread(pool: BufferPool) -> None:
 
 @pytest.mark.parametrize("resized", [False, True])
 def test_an_array_wakes_a_waiting_task(pool: BufferPool, resized: bool) -> None:
-    """At once, though its own timer would look up half a second later: the loop is held to how far its clock comes."""
+    """Without the timer by which it would look up half a second later."""
 
     async def main() -> None:
         pool.limit = MIB
         with use_pool(pool):
             array = np.ones(MIB, "u1")
+        loop = asyncio.get_running_loop()
         task = asyncio.create_task(_lease(pool))
+        deadline = loop.call_later(30, task.cancel)
+        loop.call_later = no_timer  # type: ignore[method-assign]
         while not pool.stats().waits:
             await asyncio.sleep(0)
-        asyncio.get_running_loop().call_later = no_timer  # type: ignore[method-assign]
         await asyncio.sleep(0)
         if resized:
             array.resize(10, refcheck=False)
         else:
             del array
         await task
+        deadline.cancel()
 
-    start(asyncio.run, main()).result()
+    asyncio.run(main())  # in the main thread, which is the one that Python hands what an array that moves leaves to do
 
 
 async def _lease(pool: BufferPool) -> None:

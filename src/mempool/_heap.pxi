@@ -211,7 +211,7 @@ cdef void wake_owner(mp_heap *heap) noexcept:
 
 
 cdef void wake_later(mp_heap *heap) noexcept:
-    """The same when the array is in order again. Where too much waits to be done already, the waiters look up by themselves."""
+    """The same when the array is in order again, in the main thread. Where that is busy, the waiters look up by themselves."""
     mp_heap_retain(heap)
     if not may_run_python() or Py_AddPendingCall(wake_now, heap) != 0:
         drop_heap(heap)
