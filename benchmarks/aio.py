@@ -7,6 +7,7 @@ receives. On the wire's side of it stand two copies of the kernel; a bare `recv_
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import multiprocessing
 import socket

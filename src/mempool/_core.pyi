@@ -301,6 +301,7 @@ def guard_truncation() -> None: ...
 
 # ---- aio
 
+@disjoint_base
 class _Inbox:
     @property
     def pool(self) -> BufferPool: ...
