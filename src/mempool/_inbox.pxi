@@ -213,9 +213,11 @@ cdef class _Inbox:
         return isinstance(self.owner, bytearray)
 
     cdef bint _is_full(self, bint woken) noexcept:
-        """Enough waits: more than a reader should have to hold that does not run next, or a long message that ends with its block."""
+        """Enough waits: more than a reader should hold that does not run next, or a long message that ends with its block."""
         cdef size_t size = self.end - self.start
-        return (size > 2 * self.limit and not woken) or (self.end == self.room and self.room > <size_t>MOST_BLOCK) or self._starved()
+        if self._starved() or (size > 2 * self.limit and not woken):
+            return True
+        return self.end == self.room and self.room > <size_t>MOST_BLOCK
 
     cdef bint _wake(self) except -1:
         """True if somebody slept."""
