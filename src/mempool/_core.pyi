@@ -424,6 +424,7 @@ class BytesStream(io.BufferedIOBase, BinaryIO):
 
 # ---- aio
 
+@disjoint_base
 class _Inbox:
     @property
     def pool(self) -> BufferPool: ...

@@ -181,6 +181,7 @@ cdef class _Inbox:
 
     def buffer_updated(self, size_t received):
         """So many bytes are where `get_buffer` said."""
+        cdef bint woken
         with cython.critical_section(self):
             if received > (self.target_size if self._aims() else self.room - self.end):
                 raise RuntimeError(f"{received} bytes received where there was no room for them")
@@ -190,11 +191,12 @@ cdef class _Inbox:
                 return
             self._learn(received)
             self.end += received
+            woken = False
             if self.waiter is not None:
                 if self.end - self.start < self.needed and not self._starved():
                     return
-                self._wake()
-            if self._is_full():
+                woken = self._wake()
+            if self._is_full(woken):
                 self._pause()
 
     cdef void _learn(self, size_t received) noexcept:
@@ -210,15 +212,19 @@ cdef class _Inbox:
     cdef bint _starved(self) noexcept:
         return isinstance(self.owner, bytearray)
 
-    cdef bint _is_full(self) noexcept:
-        """Enough waits: more than the reader should have to hold, or a long message that ends where its block does."""
+    cdef bint _is_full(self, bint woken) noexcept:
+        """Enough waits: more than a reader should hold that does not run next, or a long message that ends with its block."""
         cdef size_t size = self.end - self.start
-        return size > 2 * self.limit or (self.end == self.room and self.room > <size_t>MOST_BLOCK) or self._starved()
+        if self._starved() or (size > 2 * self.limit and not woken):
+            return True
+        return self.end == self.room and self.room > <size_t>MOST_BLOCK
 
-    cdef int _wake(self) except -1:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-        return 0
+    cdef bint _wake(self) except -1:
+        """True if somebody slept."""
+        if self.waiter is None or self.waiter.done():
+            return False
+        self.waiter.set_result(None)
+        return True
 
     cdef int _pause(self) except -1:
         if self.paused or self.transport is None:

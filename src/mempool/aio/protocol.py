@@ -13,16 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from mempool._core import BufferPool, _Inbox
 from mempool.aio.reader import PooledReader
 from mempool.aio.writer import PooledWriter
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-Connected: TypeAlias = "Callable[[PooledReader, PooledWriter], Awaitable[None] | None]"
+Connected: TypeAlias = Callable[[PooledReader, PooledWriter], Awaitable[None] | None]
 
 
 class PooledProtocol(_Inbox, asyncio.BufferedProtocol):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, SupportsIndex, TypeAlias
 
 from mempool._core import BufferPool, default_pool
 from mempool.aio.protocol import Connected, PooledProtocol
@@ -12,13 +14,8 @@ from mempool.aio.reader import PooledReader
 from mempool.aio.writer import PooledWriter
 from mempool.units import parse_size
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
-    from typing import SupportsIndex, TypeAlias
-
-    Size: TypeAlias = int | str | SupportsIndex
-    Path: TypeAlias = str | bytes | os.PathLike[str]
+Size: TypeAlias = int | str | SupportsIndex
+Path: TypeAlias = str | bytes | os.PathLike[str]
 
 LIMIT = 64 << 10
 
