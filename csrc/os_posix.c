@@ -73,11 +73,13 @@ static mp_status map_raw(size_t size, int protection, int flags, void **out) {
     return MP_OK;
 }
 
-/* Maps too much and cuts both ends off. */
-static mp_status map_oversized(size_t size, size_t alignment, int protection, int flags, void **out) {
+enum { KEPT_APART = 32 << 20 }; /* bytes */
+
+/* Maps too much and cuts both ends off. What is left lies at the front, with `gap` bytes free behind it. */
+static mp_status map_oversized(size_t size, size_t gap, size_t alignment, int protection, int flags, void **out) {
     size_t span;
     void *raw;
-    if (!mp__add(size, alignment, &span)) return MP_ERR_NOMEM;
+    if (!mp__add(size, alignment + gap, &span)) return MP_ERR_NOMEM;
     if (map_raw(span, protection, flags, &raw) != MP_OK) return MP_ERR_NOMEM;
     size_t head = (alignment - ((uintptr_t)raw & (alignment - 1))) & (alignment - 1);
     char *start = (char *)raw + head;
@@ -98,11 +100,19 @@ static mp_status map_aligned(size_t size, size_t alignment, int protection, int 
     if (map_raw(size, protection, flags, out) != MP_OK) return MP_ERR_NOMEM;
     if (((uintptr_t)*out & (alignment - 1)) == 0) return MP_OK;
     if (munmap(*out, size) != 0) return MP_ERR_NOMEM;
-    return map_oversized(size, alignment, protection, flags, out);
+    return map_oversized(size, 0, alignment, protection, flags, out);
+}
+
+/* Addresses that differ by a large power of two are one to the predictors of a processor's caches: four arrays of 256 MiB side by side
+ * were worked on at two thirds of the speed. So large mappings keep a little apart. */
+static mp_status map_apart(size_t size, size_t alignment, void **out) {
+    return map_oversized(size, alignment, alignment, PROT_READ | PROT_WRITE, 0, out);
 }
 
 mp_status mp__os_map(size_t size, size_t alignment, bool huge, void **out) {
-    mp_status status = map_aligned(size, alignment, PROT_READ | PROT_WRITE, 0, out);
+    mp_status status = MP_ERR_NOMEM;
+    if (size >= KEPT_APART && alignment >= mp__os_huge_size()) status = map_apart(size, alignment, out);
+    if (status != MP_OK) status = map_aligned(size, alignment, PROT_READ | PROT_WRITE, 0, out);
     if (status == MP_OK && huge) mp__os_advise_huge(*out, size);
     return status;
 }

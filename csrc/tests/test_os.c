@@ -32,6 +32,18 @@ static void mappings_are_zero_and_aligned(void) {
     }
 }
 
+/* Whole multiples of 64 MiB between large mappings would slow down those who work on several. */
+static void large_mappings_keep_apart(void) {
+    char *base[8] = {NULL};
+    size_t size = 64 * MIB;
+    for (int i = 0; i < 8; i++) CHECK_EQ(mp__os_map(size, mp_huge_page_size(), true, (void **)&base[i]), MP_OK);
+    for (int i = 1; i < 8; i++) {
+        CHECK_EQ((uintptr_t)base[i] % mp_huge_page_size(), 0);
+        CHECK((uintptr_t)base[i] % size != (uintptr_t)base[i - 1] % size);
+    }
+    for (int i = 0; i < 8; i++) CHECK_EQ(mp__os_unmap(base[i], size), MP_OK);
+}
+
 static void what_cannot_be_mapped_is_refused(void) {
     void *base = NULL;
     size_t most = SIZE_MAX & ~(mp_page_size() - 1);
@@ -119,6 +131,7 @@ int main(int argc, char **argv) {
     check_begin(argc, argv);
     TEST(arithmetic_is_checked);
     TEST(mappings_are_zero_and_aligned);
+    TEST(large_mappings_keep_apart);
     TEST(what_cannot_be_mapped_is_refused);
     TEST(decommitted_pages_come_back_zero);
     TEST(reserved_addresses_become_memory);
