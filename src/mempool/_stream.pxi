@@ -430,7 +430,7 @@ cdef class BytesStream(_Chain):
         >>> b"".join(snapshot), stream.getvalue()
         (b'before', b'behind')
         """
-        cdef Piece *pieces
+        cdef Piece *pieces = NULL
         cdef Py_ssize_t i, count = -1
         with cython.critical_section(self):
             while count < 0:
