@@ -196,7 +196,8 @@ cdef class _Chain:
         links = <Link *>malloc(space * sizeof(Link))
         if links is NULL:
             raise MemoryError(f"no memory for {space} links of a stream")
-        memcpy(links, self._links, self._count * sizeof(Link))
+        if self._count:
+            memcpy(links, self._links, self._count * sizeof(Link))
         if self._links != &self._one:
             free(self._links)
         self._links = links

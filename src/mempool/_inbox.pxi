@@ -326,7 +326,8 @@ cdef class _Inbox:
             buffer = quick_lease(self.pool, size)
             if size > self.end - self.start:  # the allocation ran the collector, and that another reader
                 raise RuntimeError("another coroutine took what was waiting")
-            memcpy(buffer._block.data, self.base + self.start, size)
+            if size:  # no byte has no address
+                memcpy(buffer._block.data, self.base + self.start, size)
             self._drop(size)
         if ours:
             buffer._flags |= OURS
@@ -393,7 +394,8 @@ cdef class _Inbox:
             size = buffer._lent().requested
             if size > self.end - self.start:
                 raise RuntimeError("another coroutine took what was waiting")
-            memcpy(buffer._block.data, self.base + self.start, size)
+            if size:  # no byte has no address
+                memcpy(buffer._block.data, self.base + self.start, size)
             self._drop(size)
         if ours:
             buffer._flags |= OURS

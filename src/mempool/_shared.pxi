@@ -366,6 +366,6 @@ cdef object same_shared_bytes(_SharedBase buffer, object other):
             return NotImplemented
         fail()
     if hold is not None and view.len == hold.nbytes:
-        equal = memcmp(hold.data, view.buf, view.len) == 0
+        equal = view.len == 0 or memcmp(hold.data, view.buf, view.len) == 0
     PyBuffer_Release(&view)
     return equal
