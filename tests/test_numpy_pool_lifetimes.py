@@ -325,3 +325,31 @@ def test_fork_while_threads_make_arrays(run_python: Callable[..., Any]) -> None:
     assert pool.stats().live == 1
     """
     run_python(textwrap.dedent(MADE) + textwrap.dedent(code), "install")
+
+
+def test_a_scope_that_dies_with_its_context_leaves_the_error_on_its_way() -> None:
+    pool = BufferPool()
+
+    def enter() -> None:
+        use_pool(pool).__enter__()
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        contextvars.copy_context().run(enter)
+
+
+@pytest.mark.parametrize("nth", range(1, 12))
+def test_no_memory_to_enter_is_said_so(nth: int) -> None:
+    testcapi = pytest.importorskip("_testcapi")
+    scope = use_pool(BufferPool())
+    error: BaseException | None = None
+    testcapi.set_nomemory(nth - 1, nth)
+    try:
+        scope.__enter__()
+    except BaseException as caught:
+        error = caught
+    testcapi.remove_mem_hooks()
+    assert error is None or type(error) is MemoryError
+    if error is None:
+        scope.__exit__(None, None, None)
+    assert installed() is None

@@ -21,7 +21,7 @@
 #
 # The functions run with the GIL, at any time: in the collector, with an exception set, at the end of the interpreter. They make no
 # objects. While an array is resized nobody else may run: it still has the address of the memory that is just going back.
-from cpython.pycapsule cimport PyCapsule_Destructor, PyCapsule_GetDestructor
+from cpython.pycapsule cimport PyCapsule_Destructor
 from libc.stdlib cimport calloc
 from libc.string cimport strcpy
 
@@ -46,6 +46,10 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "Python.h":
     bint PyGILState_Check() nogil
     int Py_AddPendingCall(int (*function)(void *), void *argument) nogil
+    # They cannot fail as they are used here; with Cython's declarations NULL would be looked at as an error, and one that is on its
+    # way be taken for theirs.
+    void *pointer_of "PyCapsule_GetPointer"(object capsule, const char *name) noexcept
+    PyCapsule_Destructor destructor_of "PyCapsule_GetDestructor"(object capsule) noexcept
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef enum memory_order:
@@ -231,7 +235,7 @@ cdef PyDataMem_Handler *default_handler() except NULL:
     global original
     cdef PyDataMem_Handler *handler
     need_numpy()
-    handler = <PyDataMem_Handler *>PyCapsule_GetPointer(<object>PyDataMem_DefaultHandler, HANDLER)
+    handler = <PyDataMem_Handler *>pointer_of(<object>PyDataMem_DefaultHandler, HANDLER)
     if original.malloc is NULL:
         original = handler.allocator
     return handler
@@ -262,7 +266,7 @@ cdef object new_tap(BufferPool pool):
 
 cdef void free_tap(object capsule) noexcept:
     """One after the other, as a long chain of them would be too deep for the stack."""
-    cdef Tap *tap = <Tap *>PyCapsule_GetPointer(capsule, HANDLER)
+    cdef Tap *tap = <Tap *>pointer_of(capsule, HANDLER)
     cdef PyObject *previous = tap.previous
     cdef PyObject *below
     drop_heap(tap.heap)
@@ -280,9 +284,9 @@ cdef Tap *tap_of(PyObject *handler) noexcept:
     """NULL if the handler is none of ours."""
     if not PyCapsule_IsValid(<object>handler, HANDLER):
         return NULL
-    if PyCapsule_GetDestructor(<object>handler) != <PyCapsule_Destructor>free_tap:
+    if destructor_of(<object>handler) != <PyCapsule_Destructor>free_tap:
         return NULL
-    return <Tap *>PyCapsule_GetPointer(<object>handler, HANDLER)
+    return <Tap *>pointer_of(<object>handler, HANDLER)
 
 
 @cython.final

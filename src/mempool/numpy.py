@@ -32,7 +32,8 @@ def use_pool(pool: BufferPool) -> AbstractContextManager[BufferPool, None]:
     ValueError
         The pool is closed.
     RuntimeError
-        Entered twice at a time, or left in another context than it was entered in.
+        Entered twice at a time, or left in a context that knows nothing of it. In a task or context that began inside the block it
+        can be left, but ends there alone.
 
     Notes
     -----

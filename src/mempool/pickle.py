@@ -76,8 +76,8 @@ def loads(frames: Iterable[_BytesLike], *, pool: BufferPool | None = None) -> An
     ------
     ValueError
         There is no frame, or there are more than the pickle asks for.
-    pickle.UnpicklingError
-        There are too few, or the first is no pickle.
+    pickle.UnpicklingError, EOFError
+        There are too few, or the first is no pickle, or cut off.
     BufferError
         A frame is not contiguous.
     PoolExhausted, AccountLimitExceeded
