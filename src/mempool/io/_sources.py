@@ -169,18 +169,18 @@ class Flowing(Source):
 
 
 class Descriptor(Flowing):
-    """A pipe, a socket, a terminal. `before` is called ahead of each read: who reads ahead waits there, and can be called off."""
+    """A pipe, a socket, a terminal. `instead` reads in our place: who reads ahead must be able to be called off."""
 
     def __init__(self, name: object, fd: int, owned: FileIO | None, timeout: float | None = None) -> None:
         super().__init__(name, fd, owned)
         self.timeout = timeout or None  # one that does not block is waited for
-        self.before: Callable[[], None] | None = None
+        self.instead: Callable[[memoryview], int] | None = None
 
     def read_into(self, part: memoryview) -> int:
+        if self.instead is not None:
+            return self.instead(part)
         while True:
-            if self.before is not None:
-                self.before()
-            elif self.timeout is not None:
+            if self.timeout is not None:
                 wait_readable(self.fd, self.timeout)
             try:
                 return readv(self.fd, (part,))

@@ -168,7 +168,8 @@ def iter_chunks(
     readahead : int
         How many chunks may be ready before they are asked for. A thread reads them while the caller works, once he is seen to work
         for longer than a hand-over takes; where the pool's limit leaves no room, fewer are ready. 0: never a thread. Objects that
-        are not plain files, pipes or sockets are read on the caller's thread only.
+        are not plain files, pipes or sockets are read on the caller's thread only, and so are named pipes, terminals, and before
+        Linux 6.5 all pipes and sockets.
     direct : bool
         Go past the page cache (O_DIRECT). Where the file system refuses, a `RuntimeWarning` says so and the page cache is used.
 
