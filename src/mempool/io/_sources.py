@@ -55,6 +55,10 @@ class Source:
     def check(self) -> None:
         """Raise the error that made the last `fill` end early, if it was one."""
 
+    def has_more(self) -> bool:
+        """Whether there is more, of what can be asked without taking it: files grow."""
+        return False
+
     def publish(self) -> None:
         """Bring the position of what the caller gave to where reading is."""
 
@@ -107,6 +111,9 @@ class Placed(Source):
         got = preadv(self.fd, (buffer,), self.offset)
         self.offset += got
         return got
+
+    def has_more(self) -> bool:
+        return preadv(self.fd, (bytearray(1),), self.offset) > 0
 
     def publish(self) -> None:
         if self.seek is not None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from mempool._core import Buffer, BufferPool
 from mempool.io._arguments import lender
 from mempool.io._direct import directly
-from mempool.io._os import preadv
 from mempool.io._sources import Placed, Source, is_path, open_source
 from mempool.units import parse_size
 
@@ -104,7 +103,7 @@ def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
             got = source.fill(buffer, expected)
             if got != len(buffer):
                 buffer.resize(got)
-            if got < expected or got == wanted or not _has_grown(source):
+            if got < expected or got == wanted or not source.has_more():
                 source.publish()
                 return buffer
         _read_on(source, pool, wanted, blocks)
@@ -115,11 +114,6 @@ def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
         for buffer in blocks:
             buffer.release()
         raise
-
-
-def _has_grown(source: Source) -> bool:
-    """Whether there is more than the file had when it was opened."""
-    return isinstance(source, Placed) and preadv(source.fd, (bytearray(1),), source.offset) > 0
 
 
 def _read_on(source: Source, pool: BufferPool, wanted: int | None, blocks: list[Buffer]) -> None:
