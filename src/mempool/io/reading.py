@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mempool._core import Buffer, BufferPool
-from mempool.io._arguments import lender
+from mempool.io._arguments import lender, parse_place, refuse_place
 from mempool.io._direct import directly
 from mempool.io._sources import Placed, Source, is_path, open_source
 from mempool.units import parse_size
@@ -53,12 +53,12 @@ def read(
     Raises
     ------
     OSError
-        As `open` and `read` raise it; `IsADirectoryError` for a directory.
+        As `open` and `read` raise it, with the path or descriptor; `IsADirectoryError` for a directory.
     PoolExhausted, AccountLimitExceeded, MemoryError
         As `BufferPool.acquire`.
-    TypeError, ValueError
-        For a text file, a bool, or an argument that makes no sense; for `offset` with what cannot seek; for `direct` with what is
-        no file. After any error the pool has its memory back.
+    TypeError, ValueError, OverflowError
+        For a text file, a bool, or an argument that makes no sense; for `offset` with what cannot seek, or of 2**63 and more; for
+        `direct` with what is no file. After any error the pool has its memory back.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def read(
     ...         b.tobytes()
     b'3456'
     """
-    start = parse_size(offset, "offset")
+    start = parse_place(offset)
     wanted = None if size is None else parse_size(size, "size")
     lend = lender(pool)
     source = open_source(path_or_fd)
@@ -79,6 +79,10 @@ def read(
         if direct:
             source = directly(source)
         return _read(source, lend, wanted)
+    except OSError as error:
+        if error.errno is not None and error.filename is None and source.fd >= 0:
+            error.filename = source.name
+        raise
     finally:
         source.close()
 
@@ -90,7 +94,8 @@ def _set_place(source: Source, start: int, absolute: bool) -> None:
     elif isinstance(source, Placed):
         source.offset, source.seek = start, None
     elif start:
-        os.lseek(source.fd, start, os.SEEK_SET)  # says so if it cannot
+        refuse_place(source.fd, start, source.name)
+        os.lseek(source.fd, start, os.SEEK_SET)
 
 
 def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
