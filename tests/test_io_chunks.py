@@ -219,6 +219,17 @@ def test_dropped_without_end(pool: BufferPool, tmp_path: Path) -> None:
         gc.collect()
 
 
+@AHEAD
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_a_file_that_is_closed_meanwhile(pool: BufferPool, tmp_path: Path, ahead: bool, buffering: int) -> None:
+    with all_back(pool):
+        with make(tmp_path).open("rb", buffering) as file:
+            iterator = chunks(file, pool, ahead)
+            first = bytes(next(iterator))
+            assert file.tell() == SIZE
+        assert first + b"".join(map(bytes, iterator)) == DATA
+
+
 @posix
 def test_closed_without_end(pool: BufferPool, tmp_path: Path) -> None:
     with all_back(pool):

@@ -321,7 +321,12 @@ def _from_file(file: Any, own: bool) -> Source:
     status = os.fstat(file.fileno())
     if not is_placed(status):
         return Object(file) if type(file) is BufferedReader else _from_descriptor(file.name, file.fileno(), own, None)
+
+    def seek(offset: int) -> None:
+        if not file.closed:  # nobody sees where it stands, and the descriptor may be ours
+            file.seek(offset)
+
     place = file.tell()
     owned = FileIO(os.dup(file.fileno()), "rb") if own else None
     fd = file.fileno() if owned is None else owned.fileno()
-    return Placed(file.name, fd, owned, status, place, file.seek)
+    return Placed(file.name, fd, owned, status, place, seek)

@@ -159,8 +159,8 @@ def iter_chunks(
     Parameters
     ----------
     path_or_file : path, int, or binary file or socket
-        A path is read from its beginning, anything else from where it stands. A descriptor is duplicated: it may be closed
-        meanwhile.
+        A path is read from its beginning, anything else from where it stands. A descriptor, or that of a plain file or socket, is
+        duplicated: it may be closed meanwhile.
     chunk_size : int or str
         Bytes of each buffer but the last, which is what was left.
     pool : BufferPool or None
