@@ -230,6 +230,27 @@ def test_a_file_that_is_closed_meanwhile(pool: BufferPool, tmp_path: Path, ahead
         assert first + b"".join(map(bytes, iterator)) == DATA
 
 
+@AHEAD
+@pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
+@pytest.mark.parametrize("kind", ["path", "descriptor", "file"])
+def test_garbage_in_a_cycle_is_no_unclosed_file(
+    pool: BufferPool, tmp_path: Path, ahead: bool, kind: str, direct: bool
+) -> None:
+    with all_back(pool), make(tmp_path).open("rb") as file:
+        what: Any = {"path": tmp_path / "file", "descriptor": file.fileno(), "file": file}[kind]
+        ring: list[Any] = [chunks(what, pool, ahead, direct=direct)]
+        next(ring[0]).release()
+        ring += [ring, ring[0]._ahead.source]
+        ring[2].ring = ring
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            ring[0]._ahead.pause()
+            ring[0]._ahead.join()
+            del ring
+            gc.collect()
+        assert not caught
+
+
 @posix
 def test_closed_without_end(pool: BufferPool, tmp_path: Path) -> None:
     with all_back(pool):

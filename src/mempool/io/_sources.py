@@ -10,6 +10,7 @@
 A failed `fill` loses nothing: a place is not left before its bytes are there, and what had come from a flow comes first next time.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from io import BufferedReader, FileIO, TextIOBase, UnsupportedOperation
 from typing import Any
 
 from mempool._core import Buffer
-from mempool.io._os import preadv, readv, wait_readable
+from mempool.io._os import Owned, preadv, readv, wait_readable
 
 __all__ = ["Descriptor", "Flowing", "Object", "Placed", "Source", "open_source"]
 
@@ -33,7 +34,7 @@ class Source:
         Its descriptor, or -1.
     """
 
-    def __init__(self, name: object, fd: int = -1, owned: FileIO | None = None) -> None:
+    def __init__(self, name: object, fd: int = -1, owned: Owned | None = None) -> None:
         self.name, self.fd, self.owned = name, fd, owned
 
     def room(self, size: int) -> int:
@@ -75,7 +76,7 @@ class Placed(Source):
         self,
         name: object,
         fd: int,
-        owned: FileIO | None,
+        owned: Owned | None,
         status: os.stat_result,
         offset: int,
         seek: Callable[[int], object] | None = None,
@@ -123,7 +124,7 @@ class Placed(Source):
 class Flowing(Source):
     """What comes once. An error after some bytes waits until they are taken; who is called off leaves them for the next call."""
 
-    def __init__(self, name: object, fd: int = -1, owned: FileIO | None = None) -> None:
+    def __init__(self, name: object, fd: int = -1, owned: Owned | None = None) -> None:
         super().__init__(name, fd, owned)
         self._kept = b""
         self._error: OSError | None = None
@@ -178,7 +179,7 @@ class Flowing(Source):
 class Descriptor(Flowing):
     """A pipe, a socket, a terminal. `instead` reads in our place: who reads ahead must be able to be called off."""
 
-    def __init__(self, name: object, fd: int, owned: FileIO | None, timeout: float | None = None) -> None:
+    def __init__(self, name: object, fd: int, owned: Owned | None, timeout: float | None = None) -> None:
         super().__init__(name, fd, owned)
         self.timeout = timeout or None  # one that does not block is waited for
         self.instead: Callable[[memoryview], int] | None = None
@@ -231,6 +232,8 @@ class Object(Flowing):
 
 # ---- telling them apart ----
 
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+
 
 def plain_fd(value: object, name: str) -> int | None:
     """Return a descriptor, or None for what is none; `TypeError` for bool, `ValueError` if negative."""
@@ -280,8 +283,7 @@ def open_source(what: Any, name: str = "path_or_fd", *, own: bool = False) -> So
     if fd is not None:
         return _from_descriptor(what, fd, own, None)
     if is_path(what):
-        file = FileIO(os.fspath(what), "rb")
-        return _opened(file)
+        return _opened(os.fspath(what))
     check_binary(what, name)
     if type(what) is FileIO or (type(what) is BufferedReader and type(what.raw) is FileIO):
         return _from_file(what, own)
@@ -292,21 +294,19 @@ def open_source(what: Any, name: str = "path_or_fd", *, own: bool = False) -> So
     return Object(what)
 
 
-def _opened(file: FileIO) -> Source:
-    try:
-        status = os.fstat(file.fileno())
-    except BaseException:
-        file.close()
-        raise
-    if is_placed(status):
-        return Placed(file.name, file.fileno(), file, status, 0)
-    return Descriptor(file.name, file.fileno(), file)
+def _opened(path: str | bytes) -> Source:
+    owned = Owned(os.open(path, _FLAGS))
+    fd = owned.fileno()
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return Placed(path, fd, owned, status, 0) if is_placed(status) else Descriptor(path, fd, owned)
 
 
 def _from_descriptor(name: object, fd: int, own: bool, timeout: float | None) -> Source:
     status = os.fstat(fd)
     place = os.lseek(fd, 0, os.SEEK_CUR) if is_placed(status) else 0
-    owned = FileIO(os.dup(fd), "rb") if own else None
+    owned = Owned(os.dup(fd)) if own else None
     if owned is not None:
         fd = owned.fileno()
     if is_placed(status):
@@ -327,6 +327,6 @@ def _from_file(file: Any, own: bool) -> Source:
             file.seek(offset)
 
     place = file.tell()
-    owned = FileIO(os.dup(file.fileno()), "rb") if own else None
+    owned = Owned(os.dup(file.fileno())) if own else None
     fd = file.fileno() if owned is None else owned.fileno()
     return Placed(file.name, fd, owned, status, place, seek)
