@@ -1,10 +1,12 @@
 """`mempool.io.iter_chunks`: every byte in order, read ahead or not, and nothing left behind."""
 
+import errno
 import gc
 import gzip
 import io
 import os
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,7 +20,7 @@ import mempool
 from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
 from mempool import BufferPool
 from mempool.io import ChunkIterator, _ahead, _sources, iter_chunks
-from support import start, together, until
+from support import DEADLINE, start, together, until
 
 SIZE = 10_007
 AHEAD = pytest.mark.parametrize("ahead", [False, pytest.param(True, marks=posix)])
@@ -218,6 +220,38 @@ def test_dropped_without_end(pool: BufferPool, tmp_path: Path) -> None:
         gc.collect()
 
 
+@AHEAD
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_a_file_that_is_closed_meanwhile(pool: BufferPool, tmp_path: Path, ahead: bool, buffering: int) -> None:
+    with all_back(pool):
+        with make(tmp_path).open("rb", buffering) as file:
+            iterator = chunks(file, pool, ahead)
+            first = bytes(next(iterator))
+            assert file.tell() == SIZE
+        assert first + b"".join(map(bytes, iterator)) == DATA
+
+
+@AHEAD
+@pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
+@pytest.mark.parametrize("kind", ["path", "descriptor", "file"])
+def test_garbage_in_a_cycle_is_no_unclosed_file(
+    pool: BufferPool, tmp_path: Path, ahead: bool, kind: str, direct: bool
+) -> None:
+    with all_back(pool), make(tmp_path).open("rb") as file:
+        what: Any = {"path": tmp_path / "file", "descriptor": file.fileno(), "file": file}[kind]
+        ring: list[Any] = [chunks(what, pool, ahead, direct=direct)]
+        next(ring[0]).release()
+        ring += [ring, ring[0]._ahead.source]
+        ring[2].ring = ring
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            ring[0]._ahead.pause()
+            ring[0]._ahead.join()
+            del ring
+            gc.collect()
+        assert not caught
+
+
 @posix
 def test_closed_without_end(pool: BufferPool, tmp_path: Path) -> None:
     with all_back(pool):
@@ -264,6 +298,57 @@ def test_a_thread_that_waits_for_a_pipe_is_called_off(pool: BufferPool, end: str
             os.write(writer, b"for others")
             assert os.read(reader, 100)[-10:] == b"for others"
         del state
+
+
+@posix
+@pytest.mark.parametrize("end", ["close", "fork"])
+def test_bytes_that_another_reader_took(pool: BufferPool, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is told that there are some, finds none, and can be called off all the same."""
+    wait, taken = _ahead.Waker.wait, threading.Event()
+
+    def wait_and_lose(self: _ahead.Waker, fd: int, timeout: float | None) -> None:
+        wait(self, fd, timeout)
+        if not taken.is_set():
+            assert os.read(fd, SIZE) == b"for others"
+            taken.set()
+
+    def fork() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the threads of this test
+            child = os.fork()
+        if not child:
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    monkeypatch.setattr(_ahead.Waker, "wait", wait_and_lose)
+    with all_back(pool), pipe() as (reader, writer):
+        iterator = chunks(reader, pool, True)
+        os.write(writer, b"for others")
+        assert taken.wait(DEADLINE)
+        assert not start(iterator.close if end == "close" else fork).result()
+        assert not iterator._ahead.running
+        thread = start(feed, writer, DATA)
+        assert b"".join(map(bytes, iterator)) == (b"" if end == "close" else DATA)
+        while os.read(reader, 1 << 16):
+            continue
+        thread.result()
+
+
+@posix
+def test_what_may_block_is_not_read_ahead(pool: BufferPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not for this descriptor")
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    with all_back(pool), pipe() as (reader, writer):
+        iterator = chunks(reader, pool, True)
+        thread = start(feed, writer, DATA)
+        assert b"".join(map(bytes, iterator)) == DATA
+        assert not iterator._ahead.depth
+        thread.result()
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    with pipe() as (reader, writer), iter_chunks(reader, SIZE, pool=pool) as iterator:
+        assert not iterator._ahead.start()
 
 
 @posix

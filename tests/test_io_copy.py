@@ -176,13 +176,60 @@ def test_holes_stay_holes(tmp_path: Path, way: str, size: int | None) -> None:
     expected = path.read_bytes()[:size]
     assert copy(path, new, size=size) == len(expected)
     assert new.read_bytes() == expected
-    if way == "copy_file_range" and path.stat().st_blocks * 512 < 2 << 20:
+    if path.stat().st_blocks * 512 < 2 << 20:
         assert new.stat().st_blocks * 512 < 2 << 20
     with new.open("r+b") as file:  # a file that had content gets the zeros
         file.write(b"x" * len(expected))
         file.seek(0)
         assert copy(path, file.fileno(), size=size) == len(expected)
     assert new.read_bytes() == expected
+
+
+@linux
+@pytest.mark.parametrize("refused", ["copy_file_range", "sendfile"])
+def test_holes_stay_holes_where_the_os_refuses(tmp_path: Path, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does between file systems."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    for name in WAYS[: WAYS.index(refused) + 1]:
+        monkeypatch.setattr(copying.os, name, refuse)
+    path, new = tmp_path / "sparse", tmp_path / "new"
+    with path.open("wb") as file:
+        file.write(DATA[:5000])
+        file.seek(8 << 20)
+        file.write(DATA[:5000])
+        file.truncate(16 << 20)
+    assert copy(path, new) == 16 << 20
+    assert new.read_bytes() == path.read_bytes()
+    assert new.stat().st_blocks * 512 < max(1 << 20, 2 * path.stat().st_blocks * 512)
+
+
+# ---- memory
+
+
+def lend_most(pool: mempool.BufferPool) -> mempool.Buffer:
+    """Leave no room for a block."""
+    pool.trim()
+    pool.limit = pool.stats().in_use + (1 << 20)
+    return pool.acquire(900 << 10)
+
+
+@posix
+def test_a_full_pool_does_not_matter_where_the_os_copies(tmp_path: Path) -> None:
+    pool, path = mempool.default_pool(), make(tmp_path)
+    old = pool.limit
+    try:
+        with lend_most(pool):
+            assert copy(path, tmp_path / "new") == len(DATA)
+            assert copy(path, io.BytesIO(), size=0) == 0
+            with pytest.raises(mempool.PoolExhausted) as caught:
+                copy(path, io.BytesIO())
+    finally:
+        pool.limit = old
+    assert caught.value.__notes__ == ["0 bytes had been copied"]
+    assert (tmp_path / "new").read_bytes() == DATA
 
 
 @posix

@@ -290,8 +290,37 @@ def test_arguments_that_make_no_sense(pool: BufferPool, tmp_path: Path) -> None:
 
 @posix
 def test_what_cannot_seek_has_no_offset(pool: BufferPool) -> None:
-    with pipe() as (reader, _), all_back(pool), pytest.raises(OSError, match="seek"):
-        read(reader, pool=pool, offset=1)
+    with pipe() as (reader, _), all_back(pool), pytest.raises(ValueError, match=f"seek, got 15 for {reader}"):
+        read(reader, pool=pool, offset=15)
+    with all_back(pool), pytest.raises(OSError, match="Bad file"):
+        read(10**6, pool=pool, offset=15)
+
+
+@linux
+def test_places_behind_all_files(pool: BufferPool, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with all_back(pool):
+        for offset in (1 << 63, 1 << 64):
+            with pytest.raises(OverflowError, match=f"offset of {offset}"):
+                read(path, pool=pool, offset=offset)
+        with pytest.raises(OSError, match="Invalid argument") as caught:  # the OS adds the length to it
+            read(path, pool=pool, offset=(1 << 63) - 1)
+        assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("kind", ["memory", "gzip"])
+def test_an_error_leaves_objects_where_they_stood(tmp_path: Path, kind: str) -> None:
+    """In the middle, and where the blocks are to be joined."""
+    path = make(tmp_path, gzip.compress(DATA, 1))
+    for limit in (300 << 10, 1500 << 10):
+        with BufferPool(limit) as pool, all_back(pool):
+            file: Any = io.BytesIO(DATA) if kind == "memory" else gzip.open(path)
+            with file:
+                file.seek(7)
+                with pytest.raises(mempool.PoolExhausted):
+                    read(file, pool=pool)
+                assert file.tell() == 7
+                assert file.read(10) == DATA[7:17]
 
 
 def test_a_pool_without_room(tmp_path: Path) -> None:

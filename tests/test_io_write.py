@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mempool
-from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
+from io_support import DATA, Alarm, alarms, all_back, descriptors, feed, linux, make, pipe, posix
 from mempool.io import _direct, _sinks, read, write, writing
 from support import start
 
@@ -156,6 +156,34 @@ def test_objects(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"ab" + DATA + b"yz"
     with pytest.raises(ValueError, match="seek"):
         write(memory, b"x", offset=0)
+
+
+@posix
+def test_what_cannot_seek_has_no_offset(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    before = descriptors()
+    with pipe() as (reader, writer):
+        end = os.open(fifo, os.O_RDWR)  # for others to open it without a wait
+        for data in (b"x", b""):
+            with pytest.raises(ValueError, match=f"seek, got 15 for {writer}"):
+                write(writer, data, offset=15)
+            with pytest.raises(ValueError, match="seek, got 0 for"):
+                write(fifo, data, offset=0)
+        os.set_blocking(reader, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        os.close(end)
+    assert descriptors() == before
+
+
+def test_places_behind_all_files(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    for offset in (1 << 63, 1 << 64):
+        for data in (b"x", b""):
+            with pytest.raises(OverflowError, match=f"offset of {offset}"):
+                write(path, data, offset=offset)
+    assert path.read_bytes() == DATA
 
 
 def test_appending(tmp_path: Path) -> None:

@@ -9,9 +9,14 @@ hand-over that nobody sleeps on costs a deque operation, and no wake-up can be l
 The thread keeps this object and never the iterator, so a dropped iterator is collected, and tells the thread to end. It ends before
 every fork: what it had read is in `ready` or with the source, so parent and child go on where they were. It holds no lock of
 anybody while it reads, so an interpreter may exit without it.
+
+A pipe or socket may have other readers, who take what a poll has seen. So the thread waits in polls only, which `Waker` ends, and
+reads with RWF_NOWAIT; where the OS has no such read for a descriptor there is no reading ahead. O_NONBLOCK would bind everybody who
+shares the descriptor.
 """
 
 import _thread
+import errno
 import os
 import select
 import time
@@ -22,6 +27,10 @@ from mempool._core import Buffer, BufferPool, _lease_of_ours
 from mempool.io._sources import Descriptor, Placed, Source
 
 __all__ = ["Ahead"]
+
+
+# Of descriptors that cannot be read without the risk of a wait: terminals, named pipes, and all but files before Linux 6.5.
+_NO_SUCH_READ = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class CalledOff(Exception):
@@ -104,11 +113,13 @@ class Ahead:
 
     def _arm(self, source: Descriptor) -> bool:
         """Make the waits of a flow such that `pause` ends them."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
         try:
             self._waker = Waker()
         except (OSError, AttributeError):  # no more descriptors, or no poll
             return False
-        source.before = self._before_read
+        source.instead = self._read_now
         return True
 
     def read(self) -> Buffer | None:
@@ -233,15 +244,26 @@ class Ahead:
             _signal(self._fed)
         return not self.ended
 
-    def _before_read(self) -> None:
-        if self.quit:
-            raise CalledOff
-        if self._waker is not None and isinstance(self.source, Descriptor):
+    def _read_now(self, part: memoryview) -> int:
+        """Read what is there; wait for it in polls only."""
+        assert self._waker is not None
+        assert isinstance(self.source, Descriptor)
+        while not self.quit:
             self._waker.wait(self.source.fd, self.source.timeout)
+            try:
+                return os.preadv(self.source.fd, (part,), -1, os.RWF_NOWAIT)
+            except BlockingIOError:  # another reader was quicker
+                continue
+            except OSError as error:
+                if error.errno not in _NO_SUCH_READ:
+                    raise
+                self.depth = 0
+                break
+        raise CalledOff
 
     def _leave(self) -> None:
         if isinstance(self.source, Descriptor):
-            self.source.before = None
+            self.source.instead = None
         self._waker = None
         _running.discard(self)
         self.running = False

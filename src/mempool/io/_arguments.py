@@ -1,11 +1,15 @@
 """The types of arguments, and what several functions check alike."""
 
+import errno
 import os
 from typing import Any, Protocol, SupportsIndex, TypeAlias
 
 from mempool._core import BufferPool, default_pool
+from mempool.units import parse_size, shown
 
-__all__ = ["Path", "Readable", "Size", "lender"]
+__all__ = ["Path", "Readable", "Size", "lender", "parse_place", "refuse_place"]
+
+_LAST_PLACE = (1 << 63) - 1  # of any file, for any OS
 
 Size: TypeAlias = int | str | SupportsIndex
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -33,6 +37,24 @@ class _HasSend(Protocol):
 
 Readable: TypeAlias = Path | int | _HasReadinto | _HasRecvInto | _HasRead
 Writable: TypeAlias = Path | int | _HasWrite | _HasSend
+
+
+def parse_place(value: object) -> int:
+    """Return an `offset`; `OverflowError` for what is behind all files."""
+    place = parse_size(value, "offset")
+    if place > _LAST_PLACE:
+        raise OverflowError(f"offset of {shown(place)} is behind the end of any file")
+    return place
+
+
+def refuse_place(fd: int, place: int, name: object) -> None:
+    """Raise `ValueError` for an `offset` in what has no places."""
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError as error:
+        if error.errno != errno.ESPIPE:
+            raise
+        raise ValueError(f"offset is for what can seek, got {place} for {name!r}") from None
 
 
 def lender(pool: BufferPool | None) -> BufferPool:

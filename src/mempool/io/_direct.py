@@ -12,10 +12,9 @@ import errno
 import os
 import sys
 import warnings
-from io import FileIO
 
 from mempool._core import Buffer
-from mempool.io._os import preadv
+from mempool.io._os import Owned, preadv
 from mempool.io._sources import Placed, Source
 
 __all__ = ["Direct", "alignment_of", "directly", "open_again", "warn_of_cache"]
@@ -47,7 +46,7 @@ def warn_of_cache(name: object, reason: str) -> None:
     warnings.warn(f"{name!r} goes through the page cache: {reason}", RuntimeWarning, stacklevel=level)
 
 
-def open_again(name: object, fd: int, flags: int) -> FileIO | None:
+def open_again(name: object, fd: int, flags: int) -> Owned | None:
     """Open the file of a descriptor without the page cache; None, and a warning, where that cannot be."""
     flag = getattr(os, "O_DIRECT", 0)
     if not flag:
@@ -56,7 +55,7 @@ def open_again(name: object, fd: int, flags: int) -> FileIO | None:
     if _mode(fd) not in (flags, os.O_RDWR):  # what the caller may not do with his descriptor, we do not do for him
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), name)
     try:
-        return FileIO(f"/proc/self/fd/{fd}", "rb" if flags == os.O_RDONLY else "wb", opener=_opener(flags | flag))
+        return Owned(os.open(f"/proc/self/fd/{fd}", flags | flag))
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
@@ -70,20 +69,12 @@ def _mode(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
 
 
-class _opener:  # noqa: N801 - stands for a function
-    def __init__(self, flags: int) -> None:
-        self._flags = flags | os.O_CLOEXEC
-
-    def __call__(self, path: str, flags: int) -> int:
-        return os.open(path, self._flags)
-
-
 class Direct(Placed):
     """A file that is read past the page cache, as far as that goes."""
 
-    def __init__(self, plain: Placed, past: FileIO) -> None:
+    def __init__(self, plain: Placed, past: Owned) -> None:
         super().__init__(plain.name, plain.fd, plain.owned, plain.status, plain.offset, plain.seek)
-        self._past: FileIO | None = past
+        self._past: Owned | None = past
         self._align = alignment_of(plain.status)
 
     def room(self, size: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
-__all__ = ["preadv", "pwritev", "readv", "wait_readable", "wait_writable", "writev"]
+__all__ = ["Owned", "preadv", "pwritev", "readv", "wait_readable", "wait_writable", "writev"]
 
 POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwritev")
 
@@ -36,6 +36,30 @@ preadv = os.preadv if POSITIONAL else _preadv_by_seek
 pwritev = os.pwritev if POSITIONAL else _pwritev_by_seek
 readv = getattr(os, "readv", _readv_by_one)
 writev = getattr(os, "writev", _writev_by_one)
+
+
+class Owned:
+    """A descriptor that is closed with its last reference.
+
+    A `FileIO` would warn that it was not closed where the collector comes to it before its owner.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _wait(fd: int, timeout: float | None, read: bool) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from io import BufferedWriter, FileIO, RawIOBase, UnsupportedOperation
 from typing import Any
 
+from mempool.io._arguments import refuse_place
 from mempool.io._os import pwritev, wait_writable, writev
 from mempool.io._sources import check_binary, is_path, is_plain_socket, plain_fd
 
@@ -177,6 +178,11 @@ def open_sink(what: Any, offset: int | None, name: str = "path_or_fd") -> Sink:
 
 def _opened(file: FileIO, offset: int | None) -> Sink:
     if offset is not None:
+        try:
+            refuse_place(file.fileno(), offset, file.name)
+        except BaseException:
+            file.close()
+            raise
         return PlacedSink(file.name, file.fileno(), file, offset)
     sink = Sink(file.name, file.fileno(), file)
     sink.fresh = stat.S_ISREG(os.fstat(sink.fd).st_mode)
@@ -198,4 +204,5 @@ def _from_descriptor(name: object, fd: int, offset: int | None) -> Sink:
         return Sink(name, fd)
     if appends(fd):
         raise ValueError(f"descriptor {fd} appends: nothing can be written at an offset")
+    refuse_place(fd, offset, name)
     return PlacedSink(name, fd, None, offset)

@@ -10,14 +10,16 @@
 A failed `fill` loses nothing: a place is not left before its bytes are there, and what had come from a flow comes first next time.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedReader, FileIO, TextIOBase, UnsupportedOperation
 from typing import Any
 
 from mempool._core import Buffer
-from mempool.io._os import preadv, readv, wait_readable
+from mempool.io._os import Owned, preadv, readv, wait_readable
 
 __all__ = ["Descriptor", "Flowing", "Object", "Placed", "Source", "open_source"]
 
@@ -33,7 +35,7 @@ class Source:
         Its descriptor, or -1.
     """
 
-    def __init__(self, name: object, fd: int = -1, owned: FileIO | None = None) -> None:
+    def __init__(self, name: object, fd: int = -1, owned: Owned | None = None) -> None:
         self.name, self.fd, self.owned = name, fd, owned
 
     def room(self, size: int) -> int:
@@ -55,8 +57,15 @@ class Source:
     def check(self) -> None:
         """Raise the error that made the last `fill` end early, if it was one."""
 
+    def has_more(self) -> bool:
+        """Whether there is more, of what can be asked without taking it: files grow."""
+        return False
+
     def publish(self) -> None:
         """Bring the position of what the caller gave to where reading is."""
+
+    def put_back(self) -> None:
+        """Bring the position of what the caller gave back to where reading began, if it can be."""
 
     def close(self) -> None:
         """Close what was opened here. Idempotent."""
@@ -71,7 +80,7 @@ class Placed(Source):
         self,
         name: object,
         fd: int,
-        owned: FileIO | None,
+        owned: Owned | None,
         status: os.stat_result,
         offset: int,
         seek: Callable[[int], object] | None = None,
@@ -108,6 +117,9 @@ class Placed(Source):
         self.offset += got
         return got
 
+    def has_more(self) -> bool:
+        return preadv(self.fd, (bytearray(1),), self.offset) > 0
+
     def publish(self) -> None:
         if self.seek is not None:
             self.seek(self.offset)
@@ -116,7 +128,7 @@ class Placed(Source):
 class Flowing(Source):
     """What comes once. An error after some bytes waits until they are taken; who is called off leaves them for the next call."""
 
-    def __init__(self, name: object, fd: int = -1, owned: FileIO | None = None) -> None:
+    def __init__(self, name: object, fd: int = -1, owned: Owned | None = None) -> None:
         super().__init__(name, fd, owned)
         self._kept = b""
         self._error: OSError | None = None
@@ -169,18 +181,18 @@ class Flowing(Source):
 
 
 class Descriptor(Flowing):
-    """A pipe, a socket, a terminal. `before` is called ahead of each read: who reads ahead waits there, and can be called off."""
+    """A pipe, a socket, a terminal. `instead` reads in our place: who reads ahead must be able to be called off."""
 
-    def __init__(self, name: object, fd: int, owned: FileIO | None, timeout: float | None = None) -> None:
+    def __init__(self, name: object, fd: int, owned: Owned | None, timeout: float | None = None) -> None:
         super().__init__(name, fd, owned)
         self.timeout = timeout or None  # one that does not block is waited for
-        self.before: Callable[[], None] | None = None
+        self.instead: Callable[[memoryview], int] | None = None
 
     def read_into(self, part: memoryview) -> int:
+        if self.instead is not None:
+            return self.instead(part)
         while True:
-            if self.before is not None:
-                self.before()
-            elif self.timeout is not None:
+            if self.timeout is not None:
                 wait_readable(self.fd, self.timeout)
             try:
                 return readv(self.fd, (part,))
@@ -195,6 +207,7 @@ class Object(Flowing):
         super().__init__(getattr(file, "name", file))
         self._file = file
         self._readinto = getattr(file, "readinto", None) or getattr(file, "recv_into", None)
+        self._taken = 0
 
     def read_into(self, part: memoryview) -> int:
         while True:
@@ -209,7 +222,13 @@ class Object(Flowing):
                 raise TypeError(f"reading from {self._file!r} gave {got!r} instead of a number of bytes")
             if not 0 <= got <= len(part):
                 raise OSError(f"reading {len(part)} bytes from {self._file!r} gave {got}")
+            self._taken += got
             return got
+
+    def put_back(self) -> None:
+        with suppress(Exception):  # the error that is on its way is the one to know
+            if self._taken and self._file.seekable():
+                self._file.seek(-self._taken, os.SEEK_CUR)
 
     def _read(self, part: memoryview) -> int | None:
         content = self._file.read(len(part))
@@ -223,6 +242,8 @@ class Object(Flowing):
 
 
 # ---- telling them apart ----
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 def plain_fd(value: object, name: str) -> int | None:
@@ -273,8 +294,7 @@ def open_source(what: Any, name: str = "path_or_fd", *, own: bool = False) -> So
     if fd is not None:
         return _from_descriptor(what, fd, own, None)
     if is_path(what):
-        file = FileIO(os.fspath(what), "rb")
-        return _opened(file)
+        return _opened(os.fspath(what))
     check_binary(what, name)
     if type(what) is FileIO or (type(what) is BufferedReader and type(what.raw) is FileIO):
         return _from_file(what, own)
@@ -285,21 +305,19 @@ def open_source(what: Any, name: str = "path_or_fd", *, own: bool = False) -> So
     return Object(what)
 
 
-def _opened(file: FileIO) -> Source:
-    try:
-        status = os.fstat(file.fileno())
-    except BaseException:
-        file.close()
-        raise
-    if is_placed(status):
-        return Placed(file.name, file.fileno(), file, status, 0)
-    return Descriptor(file.name, file.fileno(), file)
+def _opened(path: str | bytes) -> Source:
+    owned = Owned(os.open(path, _FLAGS))
+    fd = owned.fileno()
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return Placed(path, fd, owned, status, 0) if is_placed(status) else Descriptor(path, fd, owned)
 
 
 def _from_descriptor(name: object, fd: int, own: bool, timeout: float | None) -> Source:
     status = os.fstat(fd)
     place = os.lseek(fd, 0, os.SEEK_CUR) if is_placed(status) else 0
-    owned = FileIO(os.dup(fd), "rb") if own else None
+    owned = Owned(os.dup(fd)) if own else None
     if owned is not None:
         fd = owned.fileno()
     if is_placed(status):
@@ -314,7 +332,12 @@ def _from_file(file: Any, own: bool) -> Source:
     status = os.fstat(file.fileno())
     if not is_placed(status):
         return Object(file) if type(file) is BufferedReader else _from_descriptor(file.name, file.fileno(), own, None)
+
+    def seek(offset: int) -> None:
+        if not file.closed:  # nobody sees where it stands, and the descriptor may be ours
+            file.seek(offset)
+
     place = file.tell()
-    owned = FileIO(os.dup(file.fileno()), "rb") if own else None
+    owned = Owned(os.dup(file.fileno())) if own else None
     fd = file.fileno() if owned is None else owned.fileno()
-    return Placed(file.name, fd, owned, status, place, file.seek)
+    return Placed(file.name, fd, owned, status, place, seek)

@@ -159,8 +159,8 @@ def iter_chunks(
     Parameters
     ----------
     path_or_file : path, int, or binary file or socket
-        A path is read from its beginning, anything else from where it stands. A descriptor is duplicated: it may be closed
-        meanwhile.
+        A path is read from its beginning, anything else from where it stands. A descriptor, or that of a plain file or socket, is
+        duplicated: it may be closed meanwhile.
     chunk_size : int or str
         Bytes of each buffer but the last, which is what was left.
     pool : BufferPool or None
@@ -168,7 +168,8 @@ def iter_chunks(
     readahead : int
         How many chunks may be ready before they are asked for. A thread reads them while the caller works, once he is seen to work
         for longer than a hand-over takes; where the pool's limit leaves no room, fewer are ready. 0: never a thread. Objects that
-        are not plain files, pipes or sockets are read on the caller's thread only.
+        are not plain files, pipes or sockets are read on the caller's thread only, and so are named pipes, terminals, and before
+        Linux 6.5 all pipes and sockets.
     direct : bool
         Go past the page cache (O_DIRECT). Where the file system refuses, a `RuntimeWarning` says so and the page cache is used.
 

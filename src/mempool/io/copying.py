@@ -2,7 +2,8 @@
 
     copy_file_range ->  sendfile ->  blocks      each takes over where the one before stopped, refused, or found nothing
 
-Only the blocks know the end for sure: files of /proc say that they are empty, others grow. So every copy ends with them.
+Only a read knows the end for sure: files of /proc say that they are empty, others grow. So every copy ends with one. A sparse file
+goes to a new one extent by extent, each by these ways: given more, all but the first would write its holes as zeros.
 """
 
 import errno
@@ -50,6 +51,9 @@ def copy(src: "Readable", dst: "Writable", *, size: "Size | None" = None) -> int
         If both are the same file. Then it is as it was.
     OSError
         With both names, and how many bytes had been copied. What was read from a pipe or socket and could not be written is lost.
+    PoolExhausted, AccountLimitExceeded, MemoryError
+        If the OS cannot copy between these two, and the default pool has no room for a block of 1 MiB. A note of the error says how
+        many bytes had been copied.
     TypeError, ValueError
         For text files, or an argument that makes no sense.
 
@@ -100,33 +104,41 @@ class _Copy:
     def __init__(self, source: Source, sink: Sink, wanted: int | None) -> None:
         self._source, self._sink, self._wanted = source, sink, wanted
         self._done = 0
+        self._stop = _NO_END if wanted is None else wanted  # where what is copied now ends
 
     def run(self) -> int:
         source, sink = self._source, self._sink
         try:
-            if isinstance(source, Placed) and sink.fd >= 0:
-                if sink.fresh and source.status.st_blocks * 512 < source.status.st_size:
-                    self._by_extents(source)
-                self._by_range(source, self._left(_NO_END))
-                self._by_sendfile(source)
-            self._by_blocks()
+            if isinstance(source, Placed) and sink.fresh and source.status.st_blocks * 512 < source.status.st_size:
+                self._by_extents(source)
+            self._by_all_ways()
         except OSError as error:
             raise told(error, self._done, self._wanted, source.name, sink.name) from None
+        except MemoryError as error:
+            error.add_note(f"{self._done} bytes had been copied")
+            raise
         finally:
             source.publish()
             sink.publish()
         return self._done
 
     def _left(self, most: int) -> int:
-        return most if self._wanted is None else min(most, self._wanted - self._done)
+        return min(most, self._stop - self._done)
 
-    def _by_range(self, source: Placed, length: int) -> None:
+    def _by_all_ways(self) -> None:
+        """Copy to `_stop`, or to the end."""
+        if isinstance(self._source, Placed) and self._sink.fd >= 0:
+            self._by_range(self._source)
+            self._by_sendfile(self._source)
+        self._by_blocks()
+
+    def _by_range(self, source: Placed) -> None:
         """Let the file system copy, which may mean to share."""
         if not hasattr(os, "copy_file_range"):
             return
-        while length:
+        while self._left(1):
             try:
-                got = os.copy_file_range(source.fd, self._sink.fd, min(length, _STEP), source.offset)
+                got = os.copy_file_range(source.fd, self._sink.fd, self._left(_STEP), source.offset)
             except OSError as error:
                 if error.errno in _REFUSALS:
                     return
@@ -135,7 +147,6 @@ class _Copy:
                 return
             source.offset += got
             self._done += got
-            length -= got
 
     def _by_extents(self, source: Placed) -> None:
         """Copy what a sparse file has, and leave holes as they are."""
@@ -151,12 +162,19 @@ class _Copy:
             os.lseek(self._sink.fd, skipped, os.SEEK_CUR)
             source.offset = data
             self._done += skipped
-            self._by_range(source, hole - data)
-            if source.offset < hole:  # refused, or the file became shorter
+            self._by_one_extent(hole - data)
+            if source.offset < hole:  # the file became shorter
                 break
         place = os.lseek(self._sink.fd, 0, os.SEEK_CUR)
         if place > os.fstat(self._sink.fd).st_size:
             os.ftruncate(self._sink.fd, place)
+
+    def _by_one_extent(self, length: int) -> None:
+        stop, self._stop = self._stop, self._done + length
+        try:
+            self._by_all_ways()
+        finally:
+            self._stop = stop
 
     def _by_sendfile(self, source: Placed) -> None:
         """Let the OS move pages, which sockets and pipes take too."""
@@ -178,6 +196,8 @@ class _Copy:
             self._done += got
 
     def _by_blocks(self) -> None:
+        if not self._left(1) or (isinstance(self._source, Placed) and not self._source.has_more()):
+            return
         with _lease_of_ours(default_pool(), self._left(_BLOCK)) as buffer:
             while self._left(1):
                 if self._left(_BLOCK) < len(buffer):

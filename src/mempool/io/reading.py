@@ -4,9 +4,8 @@ import os
 from typing import TYPE_CHECKING
 
 from mempool._core import Buffer, BufferPool
-from mempool.io._arguments import lender
+from mempool.io._arguments import lender, parse_place, refuse_place
 from mempool.io._direct import directly
-from mempool.io._os import preadv
 from mempool.io._sources import Placed, Source, is_path, open_source
 from mempool.units import parse_size
 
@@ -54,12 +53,17 @@ def read(
     Raises
     ------
     OSError
-        As `open` and `read` raise it; `IsADirectoryError` for a directory.
+        As `open` and `read` raise it, with the path or descriptor; `IsADirectoryError` for a directory.
     PoolExhausted, AccountLimitExceeded, MemoryError
         As `BufferPool.acquire`.
-    TypeError, ValueError
-        For a text file, a bool, or an argument that makes no sense; for `offset` with what cannot seek; for `direct` with what is
-        no file. After any error the pool has its memory back.
+    TypeError, ValueError, OverflowError
+        For a text file, a bool, or an argument that makes no sense; for `offset` with what cannot seek, or of 2**63 and more; for
+        `direct` with what is no file.
+
+    Notes
+    -----
+    After any error the pool has its memory back, and what can seek stands where it stood; what had come from a pipe or socket is
+    lost.
 
     Examples
     --------
@@ -71,7 +75,7 @@ def read(
     ...         b.tobytes()
     b'3456'
     """
-    start = parse_size(offset, "offset")
+    start = parse_place(offset)
     wanted = None if size is None else parse_size(size, "size")
     lend = lender(pool)
     source = open_source(path_or_fd)
@@ -80,6 +84,10 @@ def read(
         if direct:
             source = directly(source)
         return _read(source, lend, wanted)
+    except OSError as error:
+        if error.errno is not None and error.filename is None and source.fd >= 0:
+            error.filename = source.name
+        raise
     finally:
         source.close()
 
@@ -91,7 +99,8 @@ def _set_place(source: Source, start: int, absolute: bool) -> None:
     elif isinstance(source, Placed):
         source.offset, source.seek = start, None
     elif start:
-        os.lseek(source.fd, start, os.SEEK_SET)  # says so if it cannot
+        refuse_place(source.fd, start, source.name)
+        os.lseek(source.fd, start, os.SEEK_SET)
 
 
 def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
@@ -104,7 +113,7 @@ def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
             got = source.fill(buffer, expected)
             if got != len(buffer):
                 buffer.resize(got)
-            if got < expected or got == wanted or not _has_grown(source):
+            if got < expected or got == wanted or not source.has_more():
                 source.publish()
                 return buffer
         _read_on(source, pool, wanted, blocks)
@@ -114,12 +123,8 @@ def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
     except BaseException:
         for buffer in blocks:
             buffer.release()
+        source.put_back()
         raise
-
-
-def _has_grown(source: Source) -> bool:
-    """Whether there is more than the file had when it was opened."""
-    return isinstance(source, Placed) and preadv(source.fd, (bytearray(1),), source.offset) > 0
 
 
 def _read_on(source: Source, pool: BufferPool, wanted: int | None, blocks: list[Buffer]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mempool._core import Buffer, default_pool
+from mempool.io._arguments import parse_place
 from mempool.io._direct import REFUSALS, alignment_of, open_again, warn_of_cache
 from mempool.io._os import pwritev
 from mempool.io._sinks import PlacedSink, Sink, appends, open_sink, told, write_all
-from mempool.units import parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
@@ -52,8 +52,9 @@ def write(
     ------
     OSError
         With the path, and how many bytes had been written when a disk was full, a limit reached or a pipe broken.
-    TypeError, ValueError
-        For text and other data that has no bytes; for `offset` with what cannot seek or appends; for `direct` with what is no file.
+    TypeError, ValueError, OverflowError
+        For text and other data that has no bytes; for `offset` with what cannot seek or appends, or of 2**63 and more; for `direct`
+        with what is no file.
 
     Examples
     --------
@@ -65,7 +66,7 @@ def write(
     ...     file.read()
     b'one TWO'
     """
-    start = None if offset is None else parse_size(offset, "offset")
+    start = None if offset is None else parse_place(offset)
     views = views_of(data)
     try:
         return _write(path_or_fd, views, start, direct)
