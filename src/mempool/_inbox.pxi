@@ -87,7 +87,8 @@ cdef class _Inbox:
     cdef size_t searched              # bytes after `start` in which no `searched_for` begins
     cdef object searched_for
     cdef object target                # a memoryview of the caller's memory
-    cdef size_t filled, target_size
+    cdef readonly size_t filled       # what arrived there and `readinto` has not seen yet
+    cdef size_t target_size
     cdef object waiter                # future of the reader that waits, until it has run
     cdef size_t needed, wish
     cdef public bint busy             # the reader waits for memory
