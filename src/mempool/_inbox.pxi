@@ -324,7 +324,7 @@ cdef class _Inbox:
     cdef Buffer _take(self, size_t size, bint ours):
         cdef Buffer buffer = self._handed_over(size)
         if buffer is None:
-            buffer = quick_lease(self.pool, size)
+            buffer = quick_lease(self.pool, size) if size else empty_lease(self.pool)
             if size > self.end - self.start:  # the allocation ran the collector, and that another reader
                 raise RuntimeError("another coroutine took what was waiting")
             if size:  # no byte has no address

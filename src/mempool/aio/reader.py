@@ -29,7 +29,8 @@ class PooledReader:
     from the connection.
 
     Where the pool's limit leaves no memory, a read waits for it; if it can never fit, or an account's limit is in the way, the
-    read raises `PoolExhausted` or `AccountLimitExceeded`. What arrived stays, and the next read has it.
+    read raises `PoolExhausted` or `AccountLimitExceeded`. What arrived stays, and the next read has it. An empty result takes no
+    memory: it never waits for any, and is no lease in the pool's figures.
     """
 
     __slots__ = ("__weakref__", "_inbox")
