@@ -319,6 +319,60 @@ def test_what_can_never_fit_raises_at_once() -> None:
     run("asyncio", main())
 
 
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [
+        *[(MIB, size) for size in (540_000, 600_000, 900_000, 1_000_000)],
+        (256 * KIB, 150_000),
+        (64 * KIB, 40_000),
+        (64 * KIB, 60_000),
+        (32 * KIB, 20_000),
+    ],
+)
+def test_a_message_that_fits_is_read(limit: int, size: int) -> None:
+    """Of unknown length, into a pool that cannot hold twice as much; the loop goes on receiving while it is allowed to."""
+    content = bytes(range(1, 251)) * (size // 250)
+
+    async def main() -> None:
+        reads: list[Callable[[PooledReader], Awaitable[Buffer]]] = [
+            lambda reader: reader.read(),
+            lambda reader: reader.readline(),
+            lambda reader: reader.readuntil(b"\n" + bytes(3)),
+        ]
+        for read, end in zip(reads, (b"", b"\n", b"\n" + bytes(3)), strict=True):
+            pool = BufferPool(limit=limit)
+            line = Line(pool, limit=2 * MIB)
+            reading = asyncio.create_task(read(line.reader))
+            text = content.replace(b"\n", b".") + end
+            for at in range(0, len(text), 3000):
+                line.arrive(text[at : at + 3000])
+                await comes(lambda line=line, reading=reading: not line.transport.paused or reading.done())
+            line.end()
+            with await reading as got:
+                assert got == text
+            del got, line, reading
+            is_empty(pool)
+
+    run("asyncio", main())
+
+
+def test_a_message_grows_into_what_others_leave() -> None:
+    """It does not wait for twice its size, which may never come."""
+
+    async def main() -> None:
+        pool = BufferPool(limit="1MiB")
+        with pool.acquire("600KB"):
+            line = Line(pool)
+            reading = asyncio.create_task(line.reader.read())
+            for _ in range(40):
+                line.arrive(bytes(10_000))
+                await comes(lambda: not line.transport.paused or reading.done())
+            line.end()
+            assert len(await reading) == 400_000
+
+    run("asyncio", main())
+
+
 EMPTY_READS: list[Callable[[PooledReader], Awaitable[Buffer]]] = [
     lambda reader: reader.read(),
     lambda reader: reader.read(1),

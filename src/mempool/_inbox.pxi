@@ -426,6 +426,26 @@ cdef class _Inbox:
             if isinstance(self.owner, Buffer):
                 self._to_heap(self.end - self.start + SPARE)
 
+    def grow(self):
+        """Move what waits from Python's heap into a block with room for more, as much as the pool can lend now; False if none.
+
+        Twice the size if it can be, else a step half as long, and so on: near the limit each takes half of what is left at least.
+        """
+        cdef Buffer buffer
+        cdef size_t more
+        with cython.critical_section(self):
+            more = max(self.end - self.start, <size_t>SPARE)
+            while True:
+                try:
+                    buffer = quick_lease(self.pool, self.end - self.start + more)
+                except MemoryError:
+                    if more == SPARE:
+                        return False
+                    more = max(more // 2, <size_t>SPARE)
+                else:
+                    self._install_lease(buffer, buffer._block.requested)
+                    return True
+
     def widen(self, Buffer buffer not None):
         """Move what waits into this lease, which is the block from now on."""
         with cython.critical_section(self):

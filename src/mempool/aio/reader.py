@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
 NO_END = (1 << 63) - 1
+LEAST_GROWTH = 4096  # bytes; a wait for memory asks for as little as it can go on with
 
 
 class PooledReader:
@@ -309,7 +310,9 @@ class PooledReader:
         """Where the pool had no memory for what comes, wait until it has."""
         inbox = self._inbox
         if inbox.starved:
-            inbox.widen(await self._lease(who, 2 * len(inbox)))
+            inbox.check_alone(who)
+            if not inbox.grow():
+                inbox.widen(await self._lease(who, len(inbox) + LEAST_GROWTH))
 
     async def _lease(self, who: str, n: int) -> Buffer:
         """Acquire `n` bytes, waiting for them if need be; nobody else reads meanwhile."""
