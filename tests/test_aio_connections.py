@@ -264,6 +264,42 @@ def test_start_tls_and_unread_bytes(loop: str, kind: str, tmp_path: Path) -> Non
     run(loop, main())
 
 
+def test_start_tls_refuses_what_comes_while_it_waits_to_begin(loop: str, tmp_path: Path) -> None:
+    """The peer sends in clear while what was written before is on its way: read later it would pass for TLS."""
+    server_context, client_context = tls_contexts(tmp_path)
+
+    async def main() -> None:
+        refused = asyncio.get_running_loop().create_future()
+
+        async def served(reader: aio.PooledReader, writer: aio.PooledWriter) -> None:
+            writer.write(bytes(24 * MIB))  # more than any socket takes, so that start_tls() has to wait
+            try:
+                await writer.start_tls(server_context)
+            except RuntimeError as error:
+                refused.set_result(str(error))
+            else:
+                refused.set_result(await reader.readline())
+            writer.close()
+
+        async with serving("tcp", tmp_path, served, own=True) as connect:
+            reader, writer = await connect(asyncio)
+            writer.write(b"INJECTED IN CLEAR\n")
+            await reader.readexactly(24 * MIB)
+            with contextlib.suppress(OSError, RuntimeError):  # the server hangs up
+                await writer.start_tls(client_context, server_hostname="localhost")
+            assert "18 bytes" in await refused
+            writer.close()
+        line = Line()
+        waiting = asyncio.create_task(line.reader.readinto(bytearray(MIB)))
+        await asyncio.sleep(0)
+        line.arrive(b"injected")
+        with pytest.raises(RuntimeError, match="8 bytes"):
+            line.protocol.check_nothing_waits()
+        assert await waiting == 8
+
+    run(loop, main())
+
+
 # ---- what a server does with its callback ----
 
 

@@ -1,16 +1,20 @@
 """What memory a connection holds, when, and who may see it: cancellation, exhaustion, idle connections, leases handed over."""
 
 import asyncio
+import contextlib
 import gc
+import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from aio_support import Line, cancelled_reads, comes, connected, every_kind, every_loop, is_empty, run
-from mempool import Account, AccountLimitExceeded, BufferPool, PoolExhausted
+from mempool import Account, AccountLimitExceeded, Buffer, BufferPool, PoolExhausted
+from mempool.aio import PooledReader
 from support import KIB, MIB
 
 
@@ -313,6 +317,149 @@ def test_what_can_never_fit_raises_at_once() -> None:
             assert memory == b"abc"
 
     run("asyncio", main())
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [
+        *[(MIB, size) for size in (540_000, 600_000, 900_000, 1_000_000)],
+        (256 * KIB, 150_000),
+        (64 * KIB, 40_000),
+        (64 * KIB, 60_000),
+        (32 * KIB, 20_000),
+    ],
+)
+def test_a_message_that_fits_is_read(limit: int, size: int) -> None:
+    """Of unknown length, into a pool that cannot hold twice as much; the loop goes on receiving while it is allowed to."""
+    content = bytes(range(1, 251)) * (size // 250)
+
+    async def main() -> None:
+        reads: list[Callable[[PooledReader], Awaitable[Buffer]]] = [
+            lambda reader: reader.read(),
+            lambda reader: reader.readline(),
+            lambda reader: reader.readuntil(b"\n" + bytes(3)),
+        ]
+        for read, end in zip(reads, (b"", b"\n", b"\n" + bytes(3)), strict=True):
+            pool = BufferPool(limit=limit)
+            line = Line(pool, limit=2 * MIB)
+            reading = asyncio.create_task(read(line.reader))
+            text = content.replace(b"\n", b".") + end
+            for at in range(0, len(text), 3000):
+                line.arrive(text[at : at + 3000])
+                await comes(lambda line=line, reading=reading: not line.transport.paused or reading.done())
+            line.end()
+            with await reading as got:
+                assert got == text
+            del got, line, reading
+            is_empty(pool)
+
+    run("asyncio", main())
+
+
+def test_a_message_grows_into_what_others_leave() -> None:
+    """It does not wait for twice its size, which may never come."""
+
+    async def main() -> None:
+        pool = BufferPool(limit="1MiB")
+        with pool.acquire("600KB"):
+            line = Line(pool)
+            reading = asyncio.create_task(line.reader.read())
+            for _ in range(40):
+                line.arrive(bytes(10_000))
+                await comes(lambda: not line.transport.paused or reading.done())
+            line.end()
+            assert len(await reading) == 400_000
+
+    run("asyncio", main())
+
+
+EMPTY_READS: list[Callable[[PooledReader], Awaitable[Buffer]]] = [
+    lambda reader: reader.read(),
+    lambda reader: reader.read(1),
+    lambda reader: reader.read(0),
+    lambda reader: reader.readexactly(0),
+    lambda reader: reader.readline(),
+]
+
+
+def full_pool() -> tuple[BufferPool, object]:
+    pool = BufferPool(limit="64KiB")
+    return pool, pool.acquire("64KiB")
+
+
+def pool_of_a_full_account() -> tuple[BufferPool, object]:
+    account = Account("full", limit="64KiB")
+    pool = BufferPool(account=account)
+    return pool, contextlib.ExitStack().enter_context(account.charged("64KiB"))
+
+
+def closed_pool() -> tuple[BufferPool, object]:
+    pool = BufferPool()
+    pool.close()
+    return pool, None
+
+
+@pytest.mark.parametrize("made", [full_pool, pool_of_a_full_account, closed_pool])
+def test_the_end_of_the_stream_needs_no_memory(made: Callable[[], tuple[BufferPool, object]]) -> None:
+    async def main() -> None:
+        pool, held = made()
+        line = Line(pool)
+        line.end()
+        for read in EMPTY_READS:
+            got = await read(line.reader)
+            assert (len(got), got, got.pool) == (0, b"", pool)
+        assert [text async for text in line.reader] == []
+        del held
+
+    run("asyncio", main())
+
+
+def test_a_reader_that_keeps_all_learns_of_the_end() -> None:
+    async def main() -> None:
+        pool = BufferPool(limit="64KiB")
+        line = Line(pool)
+        line.arrive(bytes(64 * KIB))
+        line.end()
+        frames = []
+        while frame := await line.reader.read("64KiB"):
+            frames.append(frame)
+        assert [len(frame) for frame in frames] == [64 * KIB]
+
+    run("asyncio", main())
+
+
+@pytest.mark.parametrize("ends", ["release", "drop", "drop the lease, then its views"])
+def test_an_empty_result_is_a_buffer_like_any_other(ends: str) -> None:
+    async def main() -> Buffer:
+        line = Line(pool)
+        line.end()
+        return await line.reader.read()
+
+    pool = BufferPool(leak_detection="full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            empty = run("asyncio", main())
+            assert (empty.nbytes, empty.capacity, empty.tobytes(), empty.address % 64) == (0, 0, b"", 0)
+            empty.resize(0)
+            assert pickle.loads(pickle.dumps(empty)) == b""
+            view, array, keeper = memoryview(empty), empty.array("f4"), numpy.ndarray((0,), "u1", buffer=empty)
+            assert (view.nbytes, array.shape, keeper.shape) == (0, (0,), (0,))
+            if ends == "drop":
+                del view, array, keeper
+                del empty
+            elif ends == "release":
+                with empty:
+                    pass
+                empty.release()
+                assert empty.released
+            else:
+                del empty
+                assert view.tobytes() == b""
+                del view, array, keeper
+    gc.collect()
+    stats = pool.stats()
+    assert (stats.live, stats.retired, stats.acquires, stats.releases) == (0, 0, 0, 0)
 
 
 def test_connections_share_a_small_pool(tmp_path: Path) -> None:

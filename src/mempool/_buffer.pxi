@@ -24,6 +24,7 @@ cdef enum:
     OURS = 4     # made by this package for its own use: dropping it is how it is meant to end
     WATCHED = 8  # leak detection noted where it was acquired
     LONG_END = 16  # it is cleared at the end, which takes so long that the GIL should go
+    EMPTY = 32  # its block is `no_block`, of no pool
 
 
 cdef inline bint is_shared(PyObject *holder) noexcept:
@@ -31,8 +32,18 @@ cdef inline bint is_shared(PyObject *holder) noexcept:
     return holder is not <PyObject *>None and refcount(holder) > 1
 
 
+# What a lease of no byte has where it must not depend on memory: the end of a stream. One for all of them, as nothing can be
+# written there, and no pool counts it.
+cdef char no_bytes[128]
+cdef mp_block no_block
+no_block.data = <void *>((<uintptr_t>no_bytes + 63) & ~<uintptr_t>63)
+no_block.capacity = no_block.requested = 0
+
+
 cdef inline bint finish(mp_block *block, mp_end end, unsigned int flags) noexcept:
     """Nothing sees the block any more; true if somebody waits for memory."""
+    if flags & EMPTY:
+        return False
     if flags & TRACED:
         PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
     cdef bint waited
@@ -43,8 +54,16 @@ cdef inline bint finish(mp_block *block, mp_end end, unsigned int flags) noexcep
     return mp_pool_release(block, end)
 
 
+cdef inline void retire(mp_block *block, mp_end end, unsigned int flags) noexcept:
+    """The lease is over, but something views the block."""
+    if not flags & EMPTY:
+        mp_pool_retire(block, end)
+
+
 cdef inline bint finish_retired(mp_block *block, unsigned int flags) noexcept:
     """The last view of a retired block died."""
+    if flags & EMPTY:
+        return False
     cdef bint waited
     if flags & TRACED:
         PyTraceMalloc_Untrack(DOMAIN, <uintptr_t>block.data)
@@ -142,7 +161,7 @@ cdef class Buffer:
             self._holder.block = NULL  # nobody else has the holder: it dies without giving the block back
             self._holder = None
             return finish(block, MP_END_RELEASED, self._flags)
-        mp_pool_retire(block, MP_END_RELEASED)
+        retire(block, MP_END_RELEASED, self._flags)
         if not self._flags & KEPT:
             self._holder = None
         return False
@@ -287,7 +306,8 @@ cdef class Buffer:
                 raise ValueError(f"cannot resize to {size} bytes: the capacity is {self._block.capacity}")
             if self._flags & KEPT or is_shared(<PyObject *>self._holder):
                 raise BufferError("cannot resize while a view of the buffer is alive")
-            mp_pool_resize(self._block, size)
+            if not self._flags & EMPTY:
+                mp_pool_resize(self._block, size)
             if self._holder is not None:
                 self._holder.nbytes = size
 
@@ -389,7 +409,7 @@ cdef void drop(PyObject *dying, mp_block *block) noexcept:
     cdef unsigned int flags = (<Buffer>dying)._flags
     cdef bint meant = (flags & (KEPT | OURS)) != 0, waited = False
     if is_shared(<PyObject *>(<Buffer>dying)._holder):
-        mp_pool_retire(block, MP_END_HANDED_OVER)
+        retire(block, MP_END_HANDED_OVER, flags)
         meant = True
     else:
         if (<Buffer>dying)._holder is not None:
@@ -412,6 +432,15 @@ cdef void run_aside(BufferPool pool, bint waited, PyObject *origin) noexcept:
     if origin is not NULL:
         warn_of_leak(<tuple>origin, pool)
     PyErr_Restore(kind, error, traceback)
+
+
+cdef Buffer empty_lease(BufferPool pool):
+    """A lease of no byte that needs nothing of the pool, be it exhausted or closed."""
+    cdef Buffer buffer = Buffer.__new__(Buffer)
+    buffer._pool = pool
+    buffer._flags = EMPTY
+    buffer._block = &no_block
+    return buffer
 
 
 cdef Py_ssize_t to_index(object index) except? -1:

@@ -87,7 +87,8 @@ cdef class _Inbox:
     cdef size_t searched              # bytes after `start` in which no `searched_for` begins
     cdef object searched_for
     cdef object target                # a memoryview of the caller's memory
-    cdef size_t filled, target_size
+    cdef readonly size_t filled       # what arrived there and `readinto` has not seen yet
+    cdef size_t target_size
     cdef object waiter                # future of the reader that waits, until it has run
     cdef size_t needed, wish
     cdef public bint busy             # the reader waits for memory
@@ -323,7 +324,7 @@ cdef class _Inbox:
     cdef Buffer _take(self, size_t size, bint ours):
         cdef Buffer buffer = self._handed_over(size)
         if buffer is None:
-            buffer = quick_lease(self.pool, size)
+            buffer = quick_lease(self.pool, size) if size else empty_lease(self.pool)
             if size > self.end - self.start:  # the allocation ran the collector, and that another reader
                 raise RuntimeError("another coroutine took what was waiting")
             if size:  # no byte has no address
@@ -424,6 +425,26 @@ cdef class _Inbox:
         with cython.critical_section(self):
             if isinstance(self.owner, Buffer):
                 self._to_heap(self.end - self.start + SPARE)
+
+    def grow(self):
+        """Move what waits from Python's heap into a block with room for more, as much as the pool can lend now; False if none.
+
+        Twice the size if it can be, else a step half as long, and so on: near the limit each takes half of what is left at least.
+        """
+        cdef Buffer buffer
+        cdef size_t more
+        with cython.critical_section(self):
+            more = max(self.end - self.start, <size_t>SPARE)
+            while True:
+                try:
+                    buffer = quick_lease(self.pool, self.end - self.start + more)
+                except MemoryError:
+                    if more == SPARE:
+                        return False
+                    more = max(more // 2, <size_t>SPARE)
+                else:
+                    self._install_lease(buffer, buffer._block.requested)
+                    return True
 
     def widen(self, Buffer buffer not None):
         """Move what waits into this lease, which is the block from now on."""

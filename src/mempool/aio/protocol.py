@@ -34,7 +34,7 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
         connected: Connected | None = None,
     ) -> None:
         super().__init__(loop, pool, limit, max_message)
-        self._client_connected_cb = connected  # by this name StreamWriter.start_tls tells who is the server
+        self._connected = connected
         self._over_tls = False
         self._task: asyncio.Task[None] | None = None
         self._write_paused = False
@@ -46,10 +46,10 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin; on a server, run the callback."""
-        self._replace_transport(transport)
-        if self._client_connected_cb is not None:
+        self.replace_transport(transport)
+        if self._connected is not None:
             reader = PooledReader(self)
-            self._serve(self._client_connected_cb, reader, PooledWriter(transport, self, reader, self.loop))
+            self._serve(self._connected, reader, PooledWriter(transport, self, reader, self.loop))
 
     def _serve(self, connected: Connected, reader: PooledReader, writer: PooledWriter) -> None:
         result = connected(reader, writer)
@@ -119,14 +119,19 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
     def _get_close_waiter(self, writer: asyncio.StreamWriter) -> asyncio.Future[None]:
         return self._closed
 
-    def _replace_writer(self, writer: asyncio.StreamWriter) -> None:  # 3.11
-        self._replace_transport(writer.transport)
+    # ---- what PooledWriter calls, to turn to TLS ----
 
-    def _replace_transport(self, transport: Any) -> None:
+    def serves(self) -> bool:
+        """Return whether this is the server's end."""
+        return self._connected is not None
+
+    def replace_transport(self, transport: Any) -> None:
+        """Continue over this transport."""
         self._over_tls = transport.get_extra_info("sslcontext") is not None
         self.attach(transport)
 
     def check_nothing_waits(self) -> None:
         """Raise if bytes wait that came without TLS."""
-        if len(self):
-            raise RuntimeError(f"start_tls() with {len(self)} bytes that came before it and were not read")
+        unread = len(self) + self.filled
+        if unread:
+            raise RuntimeError(f"start_tls() with {unread} bytes that came without TLS and were not read")

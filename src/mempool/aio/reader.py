@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
 NO_END = (1 << 63) - 1
+LEAST_GROWTH = 4096  # bytes; a wait for memory asks for as little as it can go on with
 
 
 class PooledReader:
@@ -29,7 +30,8 @@ class PooledReader:
     from the connection.
 
     Where the pool's limit leaves no memory, a read waits for it; if it can never fit, or an account's limit is in the way, the
-    read raises `PoolExhausted` or `AccountLimitExceeded`. What arrived stays, and the next read has it.
+    read raises `PoolExhausted` or `AccountLimitExceeded`. What arrived stays, and the next read has it. An empty result takes no
+    memory: it never waits for any, and is no lease in the pool's figures.
     """
 
     __slots__ = ("__weakref__", "_inbox")
@@ -308,7 +310,9 @@ class PooledReader:
         """Where the pool had no memory for what comes, wait until it has."""
         inbox = self._inbox
         if inbox.starved:
-            inbox.widen(await self._lease(who, 2 * len(inbox)))
+            inbox.check_alone(who)
+            if not inbox.grow():
+                inbox.widen(await self._lease(who, len(inbox) + LEAST_GROWTH))
 
     async def _lease(self, who: str, n: int) -> Buffer:
         """Acquire `n` bytes, waiting for them if need be; nobody else reads meanwhile."""

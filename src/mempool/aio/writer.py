@@ -24,6 +24,8 @@ class PooledWriter(asyncio.StreamWriter):
     """
 
     _protocol: PooledProtocol
+    _loop: Any
+    _transport: Any
 
     def __init__(
         self,
@@ -49,8 +51,19 @@ class PooledWriter(asyncio.StreamWriter):
         Raises
         ------
         RuntimeError
-            Bytes that came before wait to be read. Whoever sits between the peers could have sent them, and read later they would
-            look as if they came under TLS; so read up to the agreement first.
+            Bytes that came without TLS wait to be read, before the call or while it waits for what was written to leave. Whoever
+            sits between the peers could have sent them, and read later they would look as if they came under TLS; so read up to
+            the agreement first.
         """
-        self._protocol.check_nothing_waits()
-        await super().start_tls(sslcontext, **options)
+        protocol = self._protocol
+        protocol.check_nothing_waits()
+        await self.drain()
+        # Not asyncio's own start_tls, which would drain after the check: from here on nothing runs but us, until the loop's has
+        # stopped reading.
+        protocol.check_nothing_waits()
+        server_side = protocol.serves()
+        transport = await self._loop.start_tls(
+            self._transport, protocol, sslcontext, server_side=server_side, **options
+        )
+        self._transport = transport
+        protocol.replace_transport(transport)
