@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedReader, FileIO, TextIOBase, UnsupportedOperation
 from typing import Any
 
@@ -62,6 +63,9 @@ class Source:
 
     def publish(self) -> None:
         """Bring the position of what the caller gave to where reading is."""
+
+    def put_back(self) -> None:
+        """Bring the position of what the caller gave back to where reading began, if it can be."""
 
     def close(self) -> None:
         """Close what was opened here. Idempotent."""
@@ -203,6 +207,7 @@ class Object(Flowing):
         super().__init__(getattr(file, "name", file))
         self._file = file
         self._readinto = getattr(file, "readinto", None) or getattr(file, "recv_into", None)
+        self._taken = 0
 
     def read_into(self, part: memoryview) -> int:
         while True:
@@ -217,7 +222,13 @@ class Object(Flowing):
                 raise TypeError(f"reading from {self._file!r} gave {got!r} instead of a number of bytes")
             if not 0 <= got <= len(part):
                 raise OSError(f"reading {len(part)} bytes from {self._file!r} gave {got}")
+            self._taken += got
             return got
+
+    def put_back(self) -> None:
+        with suppress(Exception):  # the error that is on its way is the one to know
+            if self._taken and self._file.seekable():
+                self._file.seek(-self._taken, os.SEEK_CUR)
 
     def _read(self, part: memoryview) -> int | None:
         content = self._file.read(len(part))

@@ -58,7 +58,12 @@ def read(
         As `BufferPool.acquire`.
     TypeError, ValueError, OverflowError
         For a text file, a bool, or an argument that makes no sense; for `offset` with what cannot seek, or of 2**63 and more; for
-        `direct` with what is no file. After any error the pool has its memory back.
+        `direct` with what is no file.
+
+    Notes
+    -----
+    After any error the pool has its memory back, and what can seek stands where it stood; what had come from a pipe or socket is
+    lost.
 
     Examples
     --------
@@ -118,6 +123,7 @@ def _read(source: Source, pool: BufferPool, wanted: int | None) -> Buffer:
     except BaseException:
         for buffer in blocks:
             buffer.release()
+        source.put_back()
         raise
 
 
