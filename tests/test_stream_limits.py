@@ -296,11 +296,15 @@ def test_what_a_conversion_does_to_the_stream() -> None:
             self.stream.close()
             return 3
 
-    for name in ("read", "readline", "truncate", "seek", "read1", "readlines"):
+    for name in ("read", "readline", "truncate", "seek", "read1"):
         stream = BytesStream(b"content" * 100)
         with pytest.raises(ValueError, match="closed"):
             getattr(stream, name)(Closing(stream))
     stream = BytesStream(b"content")
+    for file in (stream, io.BytesIO(b"content")):
+        with pytest.raises(TypeError, match="integer argument expected, got 'Closing'"):
+            file.readlines(Closing(stream))  # type: ignore[arg-type]
+    assert not stream.closed
 
     def lines() -> Any:
         yield b"x"

@@ -186,6 +186,8 @@ cdef class BytesStream(_Chain):
         cdef Py_ssize_t bound = 0, total = 0
         cdef bytes line
         if size is not None:
+            if not isinstance(size, int):  # as io.BytesIO: of its sizes this one alone takes no other index
+                raise TypeError(f"integer argument expected, got '{type(size).__name__}'")
             bound = optional_size(size, 0)
         lines = []
         with cython.critical_section(self):
