@@ -382,6 +382,26 @@ def test_an_error_does_not_overtake_what_was_read_into_memory(size: int) -> None
     run("asyncio", main())
 
 
+@pytest.mark.parametrize("read", [read for read, _ in WITH_DATA])
+def test_data_does_not_overtake_an_error(read: Read) -> None:
+    """Not even all of what was waited for."""
+
+    async def main() -> None:
+        line, theirs = Line(), asyncio.StreamReader()
+        waiting = [asyncio.create_task(read(reader)) for reader in (theirs, line.reader)]
+        await asyncio.sleep(0)
+        for reader in (theirs, line.reader):
+            reader.set_exception(ConnectionResetError("gone"))
+        theirs.feed_data(b"line\n")
+        line.arrive(b"line\n")
+        for one in waiting:
+            with pytest.raises(ConnectionResetError, match="gone"):
+                await one
+        assert len(line.protocol) == 5
+
+    run("asyncio", main())
+
+
 def test_an_error_after_less_than_was_waited_for() -> None:
     async def main() -> None:
         for read in (lambda reader: reader.readexactly(6), lambda reader: reader.readuntil(b"!"), PooledReader.read):
