@@ -402,6 +402,28 @@ def test_data_does_not_overtake_an_error(read: Read) -> None:
     run("asyncio", main())
 
 
+def test_an_error_does_not_overtake_the_end() -> None:
+    """As in asyncio."""
+
+    async def main() -> None:
+        for read in (lambda reader: reader.readline(), lambda reader: reader.read()):
+            line, theirs = Line(), asyncio.StreamReader()
+            waiting = [asyncio.create_task(read(reader)) for reader in (theirs, line.reader)]
+            await asyncio.sleep(0)
+            theirs.feed_data(b"last")
+            line.arrive(b"last")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            theirs.feed_eof()
+            line.end()
+            for reader in (theirs, line.reader):
+                reader.set_exception(ConnectionResetError("gone"))
+            outcome = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [plain(one) for one in outcome] == [b"last", b"last"]
+
+    run("asyncio", main())
+
+
 def test_an_error_after_less_than_was_waited_for() -> None:
     async def main() -> None:
         for read in (lambda reader: reader.readexactly(6), lambda reader: reader.readuntil(b"!"), PooledReader.read):

@@ -293,7 +293,7 @@ class PooledReader:
     async def _arrival(self, who: str, needed: int, wish: int) -> None:
         """Wait until `needed` bytes are there, or none will come, or there is no memory for more.
 
-        An error raises only if it came before them.
+        An error raises only if it came before them, and before the end.
         """
         inbox = self._inbox
         if inbox.eof:
@@ -304,7 +304,7 @@ class PooledReader:
             await waiter
         finally:
             inbox.end_wait(waiter)
-        if len(inbox) + inbox.filled < needed:
+        if len(inbox) + inbox.filled < needed and not inbox.eof:
             self._check()
 
     async def _taken(self, who: str, n: int, ours: bool = False) -> Buffer:
