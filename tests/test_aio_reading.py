@@ -2,15 +2,18 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aio_support import Line, every_loop, is_empty, run
 from mempool import Buffer, BufferPool
+from mempool.aio import PooledReader, open_connection
 
 Read = Callable[[Any], Awaitable[Any]]
 
@@ -274,6 +277,39 @@ def test_bad_separators(bad: Any, kind: type[Exception]) -> None:
     run("asyncio", main())
 
 
+def test_errors_name_the_value() -> None:
+    async def main() -> None:
+        line = Line()
+        line.arrive(b"abc")
+        with pytest.raises(OverflowError, match=f"n of {1 << 70} bytes"):
+            await line.reader.readexactly(1 << 70)
+        for bad in ("a", None, 7, ["a"]):
+            with pytest.raises(TypeError, match=re.escape(f"not {bad!r}")):
+                await line.reader.readuntil(bad)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="not 'text'"):
+            await line.reader.readuntil((b"a", "text"))  # type: ignore[arg-type]
+        for name in ("limit", "max_message"):
+            with pytest.raises(OverflowError, match=f"{name} of {1 << 70} bytes"):
+                await open_connection("127.0.0.1", 1, **{name: 1 << 70})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="got 0"):
+            await open_connection("127.0.0.1", 1, limit=0)
+        assert await line.reader.read(1 << 70) == b"abc"
+
+    run("asyncio", main())
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])
+def test_no_memory_to_read_into(shape: tuple[int, ...]) -> None:
+    async def main() -> None:
+        line = Line()
+        for arrived in (b"", b"abc"):
+            line.arrive(arrived)
+            assert await line.reader.readinto(numpy.zeros(shape, "f4")) == 0
+            assert len(line.protocol) == len(arrived)
+
+    run("asyncio", main())
+
+
 @pytest.mark.parametrize("bad", [b"readonly", "text", 5, memoryview(bytearray(8))[::2]])
 def test_bad_memory_to_read_into(bad: Any) -> None:
     async def main() -> None:
@@ -299,6 +335,105 @@ def test_the_exception_of_a_broken_connection() -> None:
         for read in (line.reader.read, line.reader.readline, lambda: line.reader.readinto(bytearray(1))):
             with pytest.raises(ConnectionResetError):
                 await read()
+
+    run("asyncio", main())
+
+
+WITH_DATA: list[tuple[Read, bytes]] = [
+    (lambda reader: reader.read(100), b"line\n"),
+    (lambda reader: reader.readexactly(5), b"line\n"),
+    (lambda reader: reader.readline(), b"line\n"),
+    (lambda reader: reader.readuntil(b"n"), b"lin"),
+    (lambda reader: reader.readuntil(b"\n"), b"line\n"),
+]
+
+
+@pytest.mark.parametrize(("read", "expected"), WITH_DATA)
+def test_an_error_does_not_overtake_what_was_waited_for(read: Read, expected: bytes) -> None:
+    """It came before the error, and the reader did not run in between; as in asyncio."""
+
+    async def main() -> None:
+        line, theirs = Line(), asyncio.StreamReader()
+        waiting = [asyncio.create_task(read(reader)) for reader in (theirs, line.reader)]
+        await asyncio.sleep(0)
+        theirs.feed_data(b"line\n")
+        line.arrive(b"line\n")
+        for reader in (theirs, line.reader):
+            reader.set_exception(ConnectionResetError("gone"))
+        assert [plain(await one) for one in waiting] == [expected, expected]
+        with pytest.raises(ConnectionResetError):
+            await read(line.reader)
+
+    run("asyncio", main())
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_an_error_does_not_overtake_what_was_read_into_memory(size: int) -> None:
+    async def main() -> None:
+        line, memory = Line(), bytearray(size)
+        waiting = asyncio.create_task(line.reader.readinto(memory))
+        await asyncio.sleep(0)
+        line.arrive(b"data")
+        line.reader.set_exception(ConnectionResetError("gone"))
+        assert (await waiting, memory[:4]) == (4, b"data")
+        with pytest.raises(ConnectionResetError):
+            await line.reader.readinto(memory)
+
+    run("asyncio", main())
+
+
+@pytest.mark.parametrize("read", [read for read, _ in WITH_DATA])
+def test_data_does_not_overtake_an_error(read: Read) -> None:
+    """Not even all of what was waited for."""
+
+    async def main() -> None:
+        line, theirs = Line(), asyncio.StreamReader()
+        waiting = [asyncio.create_task(read(reader)) for reader in (theirs, line.reader)]
+        await asyncio.sleep(0)
+        for reader in (theirs, line.reader):
+            reader.set_exception(ConnectionResetError("gone"))
+        theirs.feed_data(b"line\n")
+        line.arrive(b"line\n")
+        for one in waiting:
+            with pytest.raises(ConnectionResetError, match="gone"):
+                await one
+        assert len(line.protocol) == 5
+
+    run("asyncio", main())
+
+
+def test_an_error_does_not_overtake_the_end() -> None:
+    """As in asyncio."""
+
+    async def main() -> None:
+        for read in (lambda reader: reader.readline(), lambda reader: reader.read()):
+            line, theirs = Line(), asyncio.StreamReader()
+            waiting = [asyncio.create_task(read(reader)) for reader in (theirs, line.reader)]
+            await asyncio.sleep(0)
+            theirs.feed_data(b"last")
+            line.arrive(b"last")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            theirs.feed_eof()
+            line.end()
+            for reader in (theirs, line.reader):
+                reader.set_exception(ConnectionResetError("gone"))
+            outcome = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [plain(one) for one in outcome] == [b"last", b"last"]
+
+    run("asyncio", main())
+
+
+def test_an_error_after_less_than_was_waited_for() -> None:
+    async def main() -> None:
+        for read in (lambda reader: reader.readexactly(6), lambda reader: reader.readuntil(b"!"), PooledReader.read):
+            line = Line()
+            waiting = asyncio.create_task(read(line.reader))
+            await asyncio.sleep(0)
+            line.arrive(b"line\n")
+            line.reader.set_exception(ConnectionResetError("gone"))
+            with pytest.raises(ConnectionResetError):
+                await waiting
 
     run("asyncio", main())
 

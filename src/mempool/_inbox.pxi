@@ -261,9 +261,10 @@ cdef class _Inbox:
             self._wake()
 
     def fail(self, error not None):
-        """Reads raise this from now on."""
+        """Reads raise this from now on, also one that sleeps now, whatever comes before it runs."""
         self.error = error
-        self._wake()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(error)
 
     # ---- the reader's side ----
 

@@ -11,7 +11,7 @@ from asyncio import IncompleteReadError, LimitOverrunError
 from typing import TYPE_CHECKING, Self
 
 from mempool._core import Buffer, BufferPool, _Inbox
-from mempool.units import parse_size
+from mempool.units import parse_size, shown
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -59,7 +59,7 @@ class PooledReader:
         return self._inbox.error
 
     def set_exception(self, exc: BaseException) -> None:
-        """Make every read raise this."""
+        """Make every read raise this, but for one that has what it waited for."""
         self._inbox.fail(exc)
 
     # ---- by length ----
@@ -88,6 +88,8 @@ class PooledReader:
             `n` is more than the connection's `max_message`. Nothing was acquired or taken.
         PoolExhausted, AccountLimitExceeded
             There can be no memory for it. Nothing was taken.
+        OverflowError
+            No address can reach so far.
         """
         buffer = self._inbox.take(n)
         return await self._readexactly(parse_size(n, "n")) if buffer is None else buffer
@@ -125,7 +127,7 @@ class PooledReader:
             There can be no memory for it. Nothing was taken.
         """
         inbox = self._inbox
-        most = -1 if n == -1 else parse_size(n, "n")
+        most = -1 if n == -1 else min(parse_size(n, "n"), NO_END)
         self._check()
         if most < 0:
             return await self._read_all()
@@ -163,12 +165,16 @@ class PooledReader:
         BufferError, TypeError
             `buf` is read-only, not contiguous, or no memory at all.
         """
-        inbox = self._inbox
-        with memoryview(buf) as whole, whole.cast("B") as view:
-            if view.readonly:
+        with memoryview(buf) as whole:
+            if whole.readonly:
                 raise TypeError("readinto() needs writable memory")
             self._check()
-            if len(inbox) or inbox.eof or not len(view):
+            return await self._readinto(whole) if whole.nbytes else 0
+
+    async def _readinto(self, whole: memoryview) -> int:
+        inbox = self._inbox
+        with whole.cast("B") as view:
+            if len(inbox) or inbox.eof:
                 return inbox.take_into(view)
             if len(view) >= inbox.block_size:
                 return await self._aimed(view)
@@ -257,8 +263,8 @@ class PooledReader:
         inbox = self._inbox
         longest = max(map(len, separators))
         begin = 0  # no separator begins before
+        self._check()
         while True:
-            self._check()
             found = inbox.find(separators, begin)
             if found is not None:
                 self._check_line(found[0], "Separator is found, but chunk is longer than limit")
@@ -285,16 +291,21 @@ class PooledReader:
     # ---- waiting ----
 
     async def _arrival(self, who: str, needed: int, wish: int) -> None:
-        """Wait until `needed` bytes are there, or none will come, or there is no memory for more."""
+        """Wait until `needed` bytes are there, or none will come, or there is no memory for more.
+
+        An error raises only if it came before them, and before the end.
+        """
         inbox = self._inbox
         if inbox.eof:
             return
+        self._check()
         waiter = inbox.begin_wait(who, needed, wish)
         try:
             await waiter
         finally:
             inbox.end_wait(waiter)
-        self._check()
+        if len(inbox) + inbox.filled < needed and not inbox.eof:
+            self._check()
 
     async def _taken(self, who: str, n: int, ours: bool = False) -> Buffer:
         """Take up to `n` bytes, as soon as the pool has memory for them."""
@@ -333,7 +344,9 @@ class PooledReader:
         self._check()
         most = self._inbox.max_message
         if most is not None and n > most:
-            raise LimitOverrunError(f"a message of {n} bytes is longer than the {most} of max_message", 0)
+            raise LimitOverrunError(f"a message of {shown(n)} bytes is longer than the {most} of max_message", 0)
+        if n > NO_END:
+            raise OverflowError(f"n of {shown(n)} bytes cannot be addressed")
 
     def _check_line(self, size: int, complaint: str) -> None:
         if size > self._inbox.limit:
@@ -343,9 +356,17 @@ class PooledReader:
 def separators_of(separator: BytesLike | tuple[BytesLike, ...]) -> tuple[bytes, ...]:
     """Return the separators as bytes, the shortest first."""
     given = separator if isinstance(separator, tuple) else (separator,)
-    separators = tuple(sorted((bytes(memoryview(one)) for one in given), key=len))
+    separators = tuple(sorted(map(separator_of, given), key=len))
     if not separators:
         raise ValueError("Separator should contain at least one element")
     if not separators[0]:
         raise ValueError("Separator should be at least one-byte string")
     return separators
+
+
+def separator_of(given: BytesLike) -> bytes:
+    """Return one separator as bytes."""
+    try:
+        return bytes(memoryview(given))
+    except TypeError:
+        raise TypeError(f"a separator must be bytes-like, not {given!r}") from None

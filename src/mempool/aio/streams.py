@@ -10,9 +10,9 @@ from typing import Any, SupportsIndex, TypeAlias
 
 from mempool._core import BufferPool, default_pool
 from mempool.aio.protocol import Connected, PooledProtocol
-from mempool.aio.reader import PooledReader
+from mempool.aio.reader import NO_END, PooledReader
 from mempool.aio.writer import PooledWriter
-from mempool.units import parse_size
+from mempool.units import parse_size, shown
 
 Size: TypeAlias = int | str | SupportsIndex
 Path: TypeAlias = str | bytes | os.PathLike[str]
@@ -125,12 +125,20 @@ def factory(
     """Return what makes the protocol of a connection; bad arguments fail here, before there is one."""
     if pool is not None and not isinstance(pool, BufferPool):
         raise TypeError(f"pool must be a BufferPool or None, not {pool!r}")
-    line = parse_size(limit, "limit")
-    if line <= 0:
-        raise ValueError("limit must be more than 0 bytes")
-    message = None if max_message is None else parse_size(max_message, "max_message")
+    line = addressable(limit, "limit")
+    if line == 0:
+        raise ValueError("limit must be more than 0 bytes, got 0")
+    message = None if max_message is None else addressable(max_message, "max_message")
     loop, chosen = asyncio.get_running_loop(), pool or default_pool()
     return lambda: PooledProtocol(loop, chosen, line, message, connected)
+
+
+def addressable(size: Size, name: str) -> int:
+    """Return a size that an inbox can count to."""
+    parsed = parse_size(size, name)
+    if parsed > NO_END:
+        raise OverflowError(f"{name} of {shown(parsed)} bytes cannot be addressed")
+    return parsed
 
 
 def checked(connected: Connected) -> Connected:
