@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from mempool._core import Account, _SharedHold, _SharedMemory
-from mempool.errors import AccountLimitExceeded, PoolExhausted
+from mempool._core import Account, _fork_depth, _SharedHold, _SharedMemory
+from mempool.errors import AccountLimitExceeded, MempoolError, PoolExhausted
 from mempool.shared.layout import GENERATION, HEADER, IN_FLIGHT, block_size, blocks_per_segment, word
 from mempool.shared.registry import Terms, here
 from mempool.shared.segment import Block, Ref, Segment
@@ -34,10 +34,12 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _alone(method: _Method) -> _Method:
-    """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it."""
+    """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it.
 
-    @functools.wraps(method)
-    def run(books: "Books", *arguments: Any) -> Any:
+    A handler may fork within a call. The child finishes the call with books that are nobody's any more, and begins anew.
+    """
+
+    def once(books: "Books", *arguments: Any) -> Any:
         with books.lock:
             if books.busy:
                 raise RuntimeError(f"pool {books.name!r} was called within one of its own calls")
@@ -46,6 +48,20 @@ def _alone(method: _Method) -> _Method:
                 return method(books, *arguments)
             finally:
                 books.busy = False
+
+    @functools.wraps(method)
+    def run(books: "Books", *arguments: Any) -> Any:
+        while True:
+            books = books.current()
+            try:
+                result = once(books, *arguments)
+            except (MempoolError, PermissionError):  # the latter: parent and child seal the same new segment
+                if books.current() is books:
+                    raise
+            else:
+                if books.current() is books:
+                    return result
+            books.forget()
 
     return cast(_Method, run)
 
@@ -58,10 +74,8 @@ class Books:
         self.peak = self.acquires = self.hits = self.exhausted = 0
         self.pool: weakref.ref[SharedPool] | None = None
         self.closed = False
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin with nothing, as a child of fork does."""
+        self.depth = _fork_depth()
+        self.heir: Books | None = None
         self.lock = threading.RLock()  # reentrant, as a signal handler may fork
         self.busy = False
         self.pid = os.getpid()
@@ -72,6 +86,37 @@ class Books:
         self.refs: dict[int, Ref] = {}
         self.reserved = 0
         self.left: list[weakref.ref[_SharedMemory]] = []  # of a closed pool: what views may still keep
+
+    # ---- after a fork
+
+    def current(self) -> "Books":
+        """Return these books, or those that a child of fork has instead: empty ones."""
+        if self.depth == _fork_depth():
+            return self
+        if self.heir is None:
+            self.heir = self._bequeath()
+        return self.heir.current()
+
+    def _bequeath(self) -> "Books":
+        heir = Books(self.name, self.limit, self.account, self.terms)
+        heir.peak, heir.acquires, heir.hits, heir.exhausted = self.peak, self.acquires, self.hits, self.exhausted
+        heir.closed = self.closed
+        pool = None if self.pool is None else self.pool()
+        if pool is not None:
+            heir.pool = weakref.ref(pool, heir.abandon)
+            pool._books = heir
+            if not heir.closed:
+                here.books.add(heir)
+        self.pool = None
+        if not self.busy:
+            self.forget()
+        return heir
+
+    def forget(self) -> None:
+        """Let go of what is the parent's now, and not with the collector: views keep what they need."""
+        for segment in list(self.segments.values()):
+            segment.blocks = []
+        self.idle, self.waiting, self.segments, self.refs = {}, {}, {}, {}
 
     # ---- lending
 
@@ -122,7 +167,9 @@ class Books:
             return None
         hold = self._hold(block, nbytes)
         self.waiting.pop(block, None)
-        segment.memory.drop(word(index, IN_FLIGHT))
+        number = word(index, IN_FLIGHT)
+        if not segment.memory.inherited:  # else this is a child of fork in here, and its parent counts
+            segment.memory.drop(number)
         return hold
 
     # ---- growing

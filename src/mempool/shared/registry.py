@@ -44,11 +44,15 @@ class Registry:
     """One per process; a child of fork begins with an empty one."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.books: set[Books] = set()  # of pools that are not closed
+        self.begin(set())
+
+    def begin(self, books: "set[Books]") -> None:
+        """Own these pools and nothing else."""
+        self.lock = threading.RLock()  # for who makes a pool or forks; who forks waits for no lock while having one
+        self.books = books  # of pools that are not closed
         self.owned: dict[bytes, tuple[weakref.ref[SharedPool], Segment]] = {}
         self.closed: weakref.WeakKeyDictionary[_SharedMemory, Terms] = weakref.WeakKeyDictionary()
-        # A dict, as its single steps need no lock: `lock` is taken before those of books, never after.
+        # A dict, as its single steps need no lock.
         self.parcels: dict[int, Parcel] = {}
         self.numbers = itertools.count()
         self.exit_known = False
@@ -62,7 +66,7 @@ class Registry:
         if self.parcels:
             now = time.monotonic_ns()
             for number, parcel in list(self.parcels.items()):
-                if not parcel.on_its_way(now):
+                if parcel.memory.inherited or not parcel.on_its_way(now):
                     self.parcels.pop(number, None)
 
     def at_exit(self) -> None:
