@@ -1,12 +1,17 @@
 """Shared memory where a signal handler, a fork or an end comes at the worst moment. A trace function stands for the handler."""
 
+import pickle
 from typing import Any
 
 import pytest
 
-from shared_kit import linux
+from mempool.shared import SharedPool
+from mempool.shared.registry import here
+from shared_kit import child, linux, nothing_left
 
 pytestmark = [linux, pytest.mark.nosan]
+
+MIB = 1 << 20
 
 # Runs `action` once, before the n-th line that `work` executes in the package; returns whether there was one.
 AT_LINE = """
@@ -154,3 +159,57 @@ def test_a_pool_made_within_a_call_while_another_thread_forks(run_python: Any) -
         thread.join()
         """
     )
+
+
+def reply_when_told(wire: Any) -> None:
+    """Hold a buffer, and send it back only when the word comes; then let go."""
+    buffer = wire.recv()
+    wire.send("got it")
+    wire.recv()
+    buffer[:5] = b"reply"
+    wire.send(buffer)
+    buffer.release()
+    wire.send("gone")
+    wire.recv()
+
+
+@pytest.mark.parametrize("sent", ["before", "after"])
+def test_a_reply_after_the_owner_closed_its_pool(sent: str) -> None:
+    """What another process holds when a pool ends may be sent on, and arrives; then nothing is left."""
+    with nothing_left(), child(reply_when_told) as worker:
+        with SharedPool(linger=0) as pool:
+            buffer = pool.acquire(MIB)
+            if sent == "before":
+                worker.wire.send(buffer)
+        if sent == "after":
+            worker.wire.send(buffer)
+        assert worker.wire.recv() == "got it"
+        del buffer
+        assert pool.stats().reserved > MIB
+        worker.wire.send("now")
+        message = worker.wire.recv_bytes()
+        assert worker.wire.recv() == "gone"
+        back = pickle.loads(message)
+        assert not back.lost
+        assert back[:5] == b"reply"
+        del back
+        assert pool.stats().reserved == 0
+        worker.wire.send("end")
+
+
+def test_many_messages_of_a_closed_pool_are_one_parcel() -> None:
+    with child(reply_when_told) as worker:
+        with SharedPool() as pool:
+            buffer = pool.acquire(MIB)
+            worker.wire.send(buffer)
+        assert worker.wire.recv() == "got it"
+        for _ in range(10):
+            pickle.loads(pickle.dumps(buffer))
+        assert len(here.parcels) == 1
+        worker.wire.send("now")
+        buffer = worker.wire.recv()
+        assert worker.wire.recv() == "gone"
+        del buffer
+        assert pool.stats().reserved == 0
+        assert not here.parcels
+        worker.wire.send("end")

@@ -133,6 +133,15 @@ cdef class _SharedMemory:
         """Lock a block for oneself; False if any other description has it locked."""
         return self.depth == fork_depth and marked(self.fd, index, MP_SHARE_ALONE)
 
+    def taken(self, Py_ssize_t index):
+        """Whether another description has a lock on a block. One step, as nobody could receive the block in between."""
+        if self.depth != fork_depth:
+            return False
+        if not marked(self.fd, index, MP_SHARE_ALONE):
+            return True
+        marked(self.fd, index, MP_SHARE_NONE)
+        return False
+
     def unlock(self, Py_ssize_t index):
         """Take the lock of this description away."""
         if self.depth == fork_depth:

@@ -330,13 +330,13 @@ class Books:
         self.closed = True
         self.gather()
         self.drop_idle()
-        now = time.monotonic_ns()
         for segment in list(self.segments.values()):  # what is left is in use somewhere
             here.closed[segment.memory] = self.terms
             self.left.append(weakref.ref(segment.memory))
             for block in segment.blocks:
-                if block.in_flight(now, self.terms.patience):
+                if not block.private():  # who has it may send it on
                     here.keep(segment.memory, block.index, self.terms)
             self._drop(segment)
         self.idle, self.waiting, self.refs = {}, {}, {}
         here.books.discard(self)
+        here.sweep()
