@@ -45,7 +45,12 @@ def _alone(method: _Method) -> _Method:
                 raise RuntimeError(f"pool {books.name!r} was called within one of its own calls")
             books.busy = True
             try:
-                return method(books, *arguments)
+                if books.torn:
+                    books.mend()
+                books.torn = True
+                result = method(books, *arguments)
+                books.torn = False
+                return result
             finally:
                 books.busy = False
 
@@ -78,6 +83,7 @@ class Books:
         self.heir: Books | None = None
         self.lock = threading.RLock()  # reentrant, as a signal handler may fork
         self.busy = False
+        self.torn = False  # the last call ended early, by an error or a signal handler's: blocks may be in no list
         self.pid = os.getpid()
         self.idle: dict[int, list[Block]] = {}
         self.waiting: dict[Block, None] = {}
@@ -126,12 +132,8 @@ class Books:
         if self.closed:
             raise ValueError(f"pool {self.name!r} is closed")
         block = self._free_block(nbytes)
-        try:
-            hold, fresh = self._hold(block, nbytes), block.fresh
-        except BaseException:
-            self._make_idle(block)
-            raise
-        block.fresh = False
+        hold = self._hold(block, nbytes)
+        fresh, block.fresh = block.fresh, False
         self.acquires += 1
         return hold, fresh
 
@@ -153,8 +155,8 @@ class Books:
         hold = _SharedHold(segment.memory, block.index, segment.capacity, nbytes)
         ref = Ref(hold, self.returned.append)
         ref.block = block
+        block.holds += 1  # first: a call that ends here leaves a block that looks used, and not one that looks free
         self.refs[id(ref)] = ref
-        block.holds += 1
         return hold
 
     @_alone
@@ -235,6 +237,27 @@ class Books:
             if block.reclaim(now, self.terms.patience):
                 self.waiting.pop(block, None)
                 self._make_idle(block)
+
+    def mend(self) -> None:
+        """Put right what a call left that ended early: a block that no lease has and that is not idle is to be asked for."""
+        self.returned.extend([ref for ref in list(self.refs.values()) if ref() is None])
+        uses: dict[Block, int] = {}
+        for ref in list(self.refs.values()):
+            uses[ref.block] = uses.get(ref.block, 0) + 1
+        ready = {block for blocks in self.idle.values() for block in blocks if block not in self.waiting}
+        idle: dict[int, list[Block]] = {}
+        for segment in list(self.segments.values()):
+            free = [block for block in segment.blocks if block in ready and block not in uses]
+            idle.setdefault(segment.capacity, []).extend(free)
+            segment.ready = len(free)
+            for block in segment.blocks:
+                block.holds = uses.get(block, 0)
+                if block.holds == 0 and block not in ready:
+                    self.waiting[block] = None
+            if self.pool is not None:
+                here.owned[segment.nonce] = (self.pool, segment)
+        self.idle = idle
+        self.reserved = sum(segment.memory.nbytes for segment in self.segments.values())
 
     def _make_idle(self, block: Block) -> None:
         block.segment.ready += 1
@@ -325,7 +348,7 @@ class Books:
     @_alone
     def close(self) -> None:
         """Drop what is idle and stop owning the rest: views, other processes and messages on their way keep it."""
-        if self.closed:
+        if self.closed and not self.segments:
             return
         self.closed = True
         self.gather()
