@@ -39,6 +39,8 @@ from mempool._libmempool cimport *
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
 cdef object AccountLimitExceeded, PoolExhausted, StaleHandle
 cdef object PoolStats, SizeClassStats, SlabStats, parse_duration, parse_size, shown
+from _thread import get_ident as _get_ident
+
 from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import AccountLimitExceeded, PoolExhausted, StaleHandle
 from mempool.units import parse_duration, parse_size, shown

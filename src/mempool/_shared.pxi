@@ -18,6 +18,9 @@ cdef enum:
     HEADER_BYTES = 4096  # the last bytes of a segment
 
 
+cdef uint64_t fork_depth = 0  # how many forks lie between the first process and this one
+
+
 cdef bint marked(int fd, Py_ssize_t index, mp_share_as share) except -1:
     """Whether a mark was had: others having theirs is no error."""
     cdef int error = 0
@@ -32,6 +35,11 @@ def _has_shared_memory():
     return mp_share_exists()
 
 
+def _fork_depth():
+    """How many forks lie between the first process and this one."""
+    return fork_depth
+
+
 @cython.final
 @cython.no_gc
 cdef class _SharedMemory:
@@ -42,6 +50,7 @@ cdef class _SharedMemory:
     cdef readonly int fd
     cdef mp_account *account  # charged until the mapping is gone; NULL for memory of other processes
     cdef bint traced
+    cdef uint64_t depth    # the process that made it
     cdef object __weakref__
 
     def __cinit__(self, int fd, Py_ssize_t nbytes, Account account=None):
@@ -49,6 +58,7 @@ cdef class _SharedMemory:
         cdef void *data
         cdef int error = 0
         self.fd = -1
+        self.depth = fork_depth
         if nbytes <= HEADER_BYTES:
             raise ValueError(f"a segment of {nbytes} bytes has no room for a block")
         if account is not None:
@@ -102,22 +112,118 @@ cdef class _SharedMemory:
         """Take one from a word of the header that is not zero."""
         mp_word_drop(self._word(number))
 
+    def renew(self, Py_ssize_t number):
+        """Begin the next lease of the block whose record begins with this word: in one step, or a message could come in between."""
+        cdef int field
+        self._word(number + 3)
+        mp_word_add(self._word(number))
+        for field in range(1, 4):
+            mp_word_set(self._word(number + field), 0)
+
     def share(self, Py_ssize_t index):
         """Lock a block as one of many, through this description; False while its owner has it."""
         return marked(self.fd, index, MP_SHARE_MANY)
 
+    @property
+    def inherited(self):
+        """Whether a parent of this process made it: its description, and so its locks, are the parent's too."""
+        return self.depth != fork_depth
+
     def claim(self, Py_ssize_t index):
         """Lock a block for oneself; False if any other description has it locked."""
-        return marked(self.fd, index, MP_SHARE_ALONE)
+        return self.depth == fork_depth and marked(self.fd, index, MP_SHARE_ALONE)
+
+    def taken(self, Py_ssize_t index):
+        """Whether another description has a lock on a block. One step, as nobody could receive the block in between."""
+        if self.depth != fork_depth:
+            return False
+        if not marked(self.fd, index, MP_SHARE_ALONE):
+            return True
+        marked(self.fd, index, MP_SHARE_NONE)
+        return False
 
     def unlock(self, Py_ssize_t index):
         """Take the lock of this description away."""
-        marked(self.fd, index, MP_SHARE_NONE)
+        if self.depth == fork_depth:
+            marked(self.fd, index, MP_SHARE_NONE)
 
 
-def _share_block(int fd, Py_ssize_t index):
-    """Lock a block as one of many through a description that has no mapping; False while its owner has it."""
-    return marked(fd, index, MP_SHARE_MANY)
+@cython.final
+@cython.no_gc
+cdef class _SharedGuard:
+    """A lock on a block for a child of fork, through a description of its own. One step: no signal handler comes in between."""
+
+    cdef int fd
+
+    def __cinit__(self, _SharedMemory memory not None, Py_ssize_t index):
+        self.fd = -1
+        self.fd = _os.open(f"/proc/self/fd/{memory.fd}", _os.O_RDWR | _os.O_CLOEXEC)
+        if not marked(self.fd, index, MP_SHARE_MANY):
+            raise BlockingIOError("the owner has the block")
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            mp_share_close(self.fd)
+
+
+cdef int insist(object steps, tuple arguments) except -1:
+    """Call until it comes through, as Python forks also if a signal handler raised; then raises what came first."""
+    cdef object first = None
+    cdef int tries
+    for tries in range(1000):
+        try:
+            steps(*arguments)
+            break
+        except BaseException as error:
+            if first is None:
+                first = error
+    if first is not None:
+        raise first
+    return 0
+
+
+def _take_lock(object lock, list taken):
+    """Acquire a lock and note it, in one step; False if another thread has it."""
+    if not lock.acquire(False):
+        return False
+    taken.append(lock)
+    return True
+
+
+def _give_locks(list taken):
+    """Release what was noted, in one step."""
+    while taken:
+        taken.pop().release()
+
+
+def _before_fork(list forks, object steps):
+    """Begin a fork: `steps` fills the locks and guards that `forks` has last of this thread."""
+    forks.append((_get_ident(), [], {}))
+    insist(steps, ())
+
+
+cdef tuple latest_fork(list forks):
+    cdef object me = _get_ident()
+    cdef Py_ssize_t at
+    for at in range(len(forks) - 1, -1, -1):
+        if forks[at][0] == me:
+            return forks.pop(at)
+    return (me, [], {})
+
+
+def _after_fork_in_parent(list forks):
+    """End a fork: its guards go, other threads go on."""
+    cdef tuple fork = latest_fork(forks)
+    fork[2].clear()
+    _give_locks(fork[1])
+
+
+def _after_fork_in_child(list forks, object steps):
+    """End a fork: what the parent made is the parent's. `steps` is called with the guards."""
+    global fork_depth
+    cdef tuple fork = latest_fork(forks)
+    fork_depth += 1
+    insist(steps, (fork[2],))
 
 
 @cython.final
@@ -130,13 +236,12 @@ cdef class _SharedHold:
     cdef readonly Py_ssize_t index
     cdef readonly Py_ssize_t capacity
     cdef Py_ssize_t nbytes
-    cdef int guard         # after a fork: a descriptor whose lock tells the owner that this process has the block
+    cdef _SharedGuard guard   # after a fork: its lock tells the owner that this process has the block
     cdef readonly bint ended  # the buffer was released, a view lives
     cdef object __weakref__
 
     def __cinit__(self, _SharedMemory memory not None, Py_ssize_t index, Py_ssize_t capacity, Py_ssize_t nbytes):
         cdef Py_ssize_t room = memory.nbytes - HEADER_BYTES
-        self.guard = -1
         if index < 0 or capacity <= 0 or capacity > room or index >= room // capacity or nbytes < 0 or nbytes > capacity:
             raise ValueError(f"{nbytes} bytes of block {index} of {capacity} bytes do not lie in a segment of {memory.nbytes}")
         self.memory = memory
@@ -145,16 +250,14 @@ cdef class _SharedHold:
         self.nbytes = nbytes
         self.data = memory.data + index * capacity
 
-    def __dealloc__(self):
-        if self.guard >= 0:
-            mp_share_close(self.guard)
-
-    def keep(self, int fd):
-        """Close a descriptor when this dies."""
-        self.guard = fd
+    def keep(self, _SharedGuard guard):
+        """Keep a guard as long as this lives."""
+        self.guard = guard
 
     def clear(self):
-        """Fill the block's bytes that are in use with zeros."""
+        """Fill the block's bytes that are in use with zeros; not in a child of fork, where they are the parent's."""
+        if self.memory.depth != fork_depth:
+            return
         with nogil:
             memset(self.data, 0, self.nbytes)
 

@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from mempool._core import Account, _SharedHold, _SharedMemory
-from mempool.errors import AccountLimitExceeded, PoolExhausted
+from mempool._core import Account, _fork_depth, _SharedHold, _SharedMemory
+from mempool.errors import AccountLimitExceeded, MempoolError, PoolExhausted
 from mempool.shared.layout import GENERATION, HEADER, IN_FLIGHT, block_size, blocks_per_segment, word
 from mempool.shared.registry import Terms, here
 from mempool.shared.segment import Block, Ref, Segment
@@ -34,18 +34,39 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _alone(method: _Method) -> _Method:
-    """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it."""
+    """Run one call at a time; a finaliser or signal handler that calls within a call is refused, as files refuse it.
 
-    @functools.wraps(method)
-    def run(books: "Books", *arguments: Any) -> Any:
+    A handler may fork within a call. The child finishes the call with books that are nobody's any more, and begins anew.
+    """
+
+    def once(books: "Books", *arguments: Any) -> Any:
         with books.lock:
             if books.busy:
                 raise RuntimeError(f"pool {books.name!r} was called within one of its own calls")
             books.busy = True
             try:
-                return method(books, *arguments)
+                if books.torn:
+                    books.mend()
+                books.torn = True
+                result = method(books, *arguments)
+                books.torn = False
+                return result
             finally:
                 books.busy = False
+
+    @functools.wraps(method)
+    def run(books: "Books", *arguments: Any) -> Any:
+        while True:
+            books = books.current()
+            try:
+                result = once(books, *arguments)
+            except (MempoolError, PermissionError):  # the latter: parent and child seal the same new segment
+                if books.current() is books:
+                    raise
+            else:
+                if books.current() is books:
+                    return result
+            books.forget()
 
     return cast(_Method, run)
 
@@ -58,12 +79,11 @@ class Books:
         self.peak = self.acquires = self.hits = self.exhausted = 0
         self.pool: weakref.ref[SharedPool] | None = None
         self.closed = False
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin with nothing, as a child of fork does."""
+        self.depth = _fork_depth()
+        self.heir: Books | None = None
         self.lock = threading.RLock()  # reentrant, as a signal handler may fork
         self.busy = False
+        self.torn = False  # the last call ended early, by an error or a signal handler's: blocks may be in no list
         self.pid = os.getpid()
         self.idle: dict[int, list[Block]] = {}
         self.waiting: dict[Block, None] = {}
@@ -73,6 +93,37 @@ class Books:
         self.reserved = 0
         self.left: list[weakref.ref[_SharedMemory]] = []  # of a closed pool: what views may still keep
 
+    # ---- after a fork
+
+    def current(self) -> "Books":
+        """Return these books, or those that a child of fork has instead: empty ones."""
+        if self.depth == _fork_depth():
+            return self
+        if self.heir is None:
+            self.heir = self._bequeath()
+        return self.heir.current()
+
+    def _bequeath(self) -> "Books":
+        heir = Books(self.name, self.limit, self.account, self.terms)
+        heir.peak, heir.acquires, heir.hits, heir.exhausted = self.peak, self.acquires, self.hits, self.exhausted
+        heir.closed = self.closed
+        pool = None if self.pool is None else self.pool()
+        if pool is not None:
+            heir.pool = weakref.ref(pool, heir.abandon)
+            pool._books = heir
+            if not heir.closed:
+                here.books.add(heir)
+        self.pool = None
+        if not self.busy:
+            self.forget()
+        return heir
+
+    def forget(self) -> None:
+        """Let go of what is the parent's now, and not with the collector: views keep what they need."""
+        for segment in list(self.segments.values()):
+            segment.blocks = []
+        self.idle, self.waiting, self.segments, self.refs = {}, {}, {}, {}
+
     # ---- lending
 
     @_alone
@@ -81,12 +132,8 @@ class Books:
         if self.closed:
             raise ValueError(f"pool {self.name!r} is closed")
         block = self._free_block(nbytes)
-        try:
-            hold, fresh = self._hold(block, nbytes), block.fresh
-        except BaseException:
-            self._make_idle(block)
-            raise
-        block.fresh = False
+        hold = self._hold(block, nbytes)
+        fresh, block.fresh = block.fresh, False
         self.acquires += 1
         return hold, fresh
 
@@ -108,8 +155,8 @@ class Books:
         hold = _SharedHold(segment.memory, block.index, segment.capacity, nbytes)
         ref = Ref(hold, self.returned.append)
         ref.block = block
+        block.holds += 1  # first: a call that ends here leaves a block that looks used, and not one that looks free
         self.refs[id(ref)] = ref
-        block.holds += 1
         return hold
 
     @_alone
@@ -122,7 +169,9 @@ class Books:
             return None
         hold = self._hold(block, nbytes)
         self.waiting.pop(block, None)
-        segment.memory.drop(word(index, IN_FLIGHT))
+        number = word(index, IN_FLIGHT)
+        if not segment.memory.inherited:  # else this is a child of fork in here, and its parent counts
+            segment.memory.drop(number)
         return hold
 
     # ---- growing
@@ -188,6 +237,27 @@ class Books:
             if block.reclaim(now, self.terms.patience):
                 self.waiting.pop(block, None)
                 self._make_idle(block)
+
+    def mend(self) -> None:
+        """Put right what a call left that ended early: a block that no lease has and that is not idle is to be asked for."""
+        self.returned.extend([ref for ref in list(self.refs.values()) if ref() is None])
+        uses: dict[Block, int] = {}
+        for ref in list(self.refs.values()):
+            uses[ref.block] = uses.get(ref.block, 0) + 1
+        ready = {block for blocks in self.idle.values() for block in blocks if block not in self.waiting}
+        idle: dict[int, list[Block]] = {}
+        for segment in list(self.segments.values()):
+            free = [block for block in segment.blocks if block in ready and block not in uses]
+            idle.setdefault(segment.capacity, []).extend(free)
+            segment.ready = len(free)
+            for block in segment.blocks:
+                block.holds = uses.get(block, 0)
+                if block.holds == 0 and block not in ready:
+                    self.waiting[block] = None
+            if self.pool is not None:
+                here.owned[segment.nonce] = (self.pool, segment)
+        self.idle = idle
+        self.reserved = sum(segment.memory.nbytes for segment in self.segments.values())
 
     def _make_idle(self, block: Block) -> None:
         block.segment.ready += 1
@@ -278,18 +348,18 @@ class Books:
     @_alone
     def close(self) -> None:
         """Drop what is idle and stop owning the rest: views, other processes and messages on their way keep it."""
-        if self.closed:
+        if self.closed and not self.segments:
             return
         self.closed = True
         self.gather()
         self.drop_idle()
-        now = time.monotonic_ns()
         for segment in list(self.segments.values()):  # what is left is in use somewhere
             here.closed[segment.memory] = self.terms
             self.left.append(weakref.ref(segment.memory))
             for block in segment.blocks:
-                if block.in_flight(now, self.terms.patience):
+                if not block.private():  # who has it may send it on
                     here.keep(segment.memory, block.index, self.terms)
             self._drop(segment)
         self.idle, self.waiting, self.refs = {}, {}, {}
         here.books.discard(self)
+        here.sweep()

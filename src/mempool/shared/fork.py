@@ -3,72 +3,79 @@
 A child of fork sees what its parent had lent here at that moment. Blocks that the parent received carry a lock of their own, which
 the child inherits with the mapping. Blocks of the parent's own pools do not: all would pay for locks, also those who never fork. So
 each gets a descriptor with a lock now, which the child keeps as long as it sees the block. The child's pools begin empty.
+
+Python forks also if a hook was interrupted. So the hooks are compiled, where no signal handler runs; what they call may be called
+again, and goes on where it stopped.
 """
 
+import functools
 import os
+import threading
 
-from mempool._core import _share_block
-from mempool.shared.books import Books
+from mempool._core import (
+    _after_fork_in_child,
+    _after_fork_in_parent,
+    _before_fork,
+    _give_locks,
+    _SharedGuard,
+    _take_lock,
+)
 from mempool.shared.registry import here
-from mempool.shared.segment import Ref, reopen
+from mempool.shared.segment import Ref
 
 __all__: list[str] = []
 
-_frozen: list[Books] = []
-_guards: list[tuple[Ref, int]] = []
+_Guards = dict[int, tuple[Ref, _SharedGuard | None]]
+
+_forks: list[tuple[int, list[threading.RLock], _Guards]] = []  # thread, locks, guards; a handler may fork within a fork
 
 
 def _before() -> None:
-    here.lock.acquire()
+    me = threading.get_ident()
+    locks, guards = next((locks, guards) for thread, locks, guards in reversed(_forks) if thread == me)
+    _lock_all(locks)
     for books in list(here.books):
-        books.lock.acquire()
-        _frozen.append(books)
-    for books in _frozen:
         for ref in list(books.refs.values()):
-            if ref() is not None:
-                ref.block.forked = True
-                _guard(ref)
+            if id(ref) not in guards and ref() is not None:
+                _guard(ref, guards)
 
 
-def _guard(ref: Ref) -> None:
+def _lock_all(locks: list[threading.RLock]) -> None:
+    """Have all locks at once. Nobody waits while having some: who has the missing one may wait for one of these."""
+    while True:
+        missing = None if here.lock in locks or _take_lock(here.lock, locks) else here.lock
+        for books in list(here.books) if missing is None else ():
+            if books.lock not in locks and not _take_lock(books.lock, locks):
+                missing = books.lock
+                break
+        if missing is None:
+            return
+        _give_locks(locks)
+        with missing:
+            pass
+
+
+def _guard(ref: Ref, guards: _Guards) -> None:
     block = ref.block
+    block.forked = True
     try:
-        fd = reopen(block.segment.memory.fd)
+        guards[id(ref)] = ref, _SharedGuard(block.segment.memory, block.index)
     except OSError:
         block.spoiled = True  # as good as a lock: this block is never lent again
-        return
-    if _share_block(fd, block.index):
-        _guards.append((ref, fd))
-    else:
-        os.close(fd)
-        block.spoiled = True
+        guards[id(ref)] = ref, None
 
 
-def _after_in_parent() -> None:
-    while _guards:
-        os.close(_guards.pop()[1])
-    while _frozen:
-        _frozen.pop().lock.release()
-    here.lock.release()
-
-
-def _after_in_child() -> None:
-    while _guards:
-        ref, fd = _guards.pop()
+def _in_child(guards: _Guards) -> None:
+    for ref, guard in list(guards.values()):
         hold = ref()
-        if hold is None:
-            os.close(fd)
-        else:
-            hold.keep(fd)
-    books = _frozen[:]
-    _frozen.clear()
-    here.__init__()  # type: ignore[misc]
-    for one in books:
-        for segment in one.segments.values():
-            segment.blocks = []  # so that what is idle goes now, and not with the collector
-        one.clear()
-    here.books.update(books)
+        if hold is not None and guard is not None:
+            hold.keep(guard)
+    here.begin({books.current() for books in list(here.books)})
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(
+        before=functools.partial(_before_fork, _forks, _before),
+        after_in_parent=functools.partial(_after_fork_in_parent, _forks),
+        after_in_child=functools.partial(_after_fork_in_child, _forks, _in_child),
+    )

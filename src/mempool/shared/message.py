@@ -103,7 +103,7 @@ def _come_home(message: Message) -> "tuple[_SharedHold, SharedPool] | None":
     hold = pool._books.again(owner[1], message.block, message.generation, message.nbytes)
     if hold is not None:
         return hold, pool
-    if pool.closed:
+    if pool.closed or here.owned.get(message.nonce) is not owner:  # a child of fork does not own it any more
         return None
     raise Lost(_too_old(message))
 

@@ -141,7 +141,9 @@ class SharedPool:
         hold, fresh = self._books.lend(size)
         if zero and not fresh:
             hold.clear()
-        return make(hold, self)
+        buffer = make(hold, self)
+        # A signal handler may have forked in here: then the block is the parent's.
+        return self.acquire(size, zero=zero) if hold.memory.inherited else buffer
 
     def trim(self) -> int:
         """Give segments of which no block is used back to the OS; returns their bytes."""

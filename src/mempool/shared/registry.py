@@ -1,6 +1,5 @@
 """What this process owns: its pools' books, whose segment is whose, and what messages of closed pools still need."""
 
-import itertools
 import os
 import sys
 import threading
@@ -28,7 +27,7 @@ class Terms(NamedTuple):
 
 
 class Parcel(NamedTuple):
-    """A block of a closed pool with messages in flight, kept until they arrive."""
+    """A block of a closed pool that is on its way or elsewhere, kept as long as a message of it may still come."""
 
     memory: _SharedMemory
     block: int
@@ -39,31 +38,43 @@ class Parcel(NamedTuple):
         sent = self.memory.get(word(self.block, SENT_AT))
         return self.memory.get(word(self.block, IN_FLIGHT)) > 0 and now - sent <= self.terms.patience
 
+    def needed(self) -> bool:
+        """Whether a message may still arrive, or another process may still send one."""
+        now = time.monotonic_ns()
+        if self.memory.inherited:  # by a child of fork, which owns nothing of it
+            return False
+        # The way is looked at again: who had the block until now may have sent it on.
+        return self.on_its_way(now) or self.memory.taken(self.block) or self.on_its_way(now)
+
 
 class Registry:
     """One per process; a child of fork begins with an empty one."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.books: set[Books] = set()  # of pools that are not closed
+        self.begin(set())
+
+    def begin(self, books: "set[Books]") -> None:
+        """Own these pools and nothing else."""
+        self.lock = threading.RLock()  # for who makes a pool or forks; who forks waits for no lock while having one
+        self.books = books  # of pools that are not closed
         self.owned: dict[bytes, tuple[weakref.ref[SharedPool], Segment]] = {}
         self.closed: weakref.WeakKeyDictionary[_SharedMemory, Terms] = weakref.WeakKeyDictionary()
-        # A dict, as its single steps need no lock: `lock` is taken before those of books, never after.
-        self.parcels: dict[int, Parcel] = {}
-        self.numbers = itertools.count()
+        # A dict, as its single steps need no lock.
+        self.parcels: dict[tuple[int, int], Parcel] = {}
         self.exit_known = False
 
     def keep(self, memory: _SharedMemory, block: int, terms: Terms) -> None:
         """Keep a segment as long as messages of this block may arrive."""
-        self.parcels[next(self.numbers)] = Parcel(memory, block, terms)
+        self.parcels[id(memory), block] = Parcel(memory, block, terms)
 
     def sweep(self) -> None:
-        """Let go of what has arrived."""
+        """Let go of what has arrived, and of what nobody elsewhere has any more."""
         if self.parcels:
-            now = time.monotonic_ns()
-            for number, parcel in list(self.parcels.items()):
-                if not parcel.on_its_way(now):
-                    self.parcels.pop(number, None)
+            for key, parcel in list(self.parcels.items()):
+                if not parcel.needed():
+                    self.parcels.pop(key, None)
+                    if parcel.needed():  # another thread has just sent it
+                        self.parcels[key] = parcel
 
     def at_exit(self) -> None:
         """Have the exit of this process wait for messages; called with each lease, as a child of fork forgets.
@@ -90,7 +101,8 @@ def wait_for_messages() -> None:
     while True:
         here.sweep()
         passed = time.monotonic() - start
-        late = [parcel.terms.linger for parcel in list(here.parcels.values())]
+        now = time.monotonic_ns()
+        late = [parcel.terms.linger for parcel in list(here.parcels.values()) if parcel.on_its_way(now)]
         late += [books.terms.linger for books in list(here.books) if books.pid == os.getpid() and books.awaits()]
         if not any(linger > passed for linger in late):
             return

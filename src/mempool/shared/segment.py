@@ -61,9 +61,10 @@ class Block:
             # Again: who held it until now may have sent it on.
             if self.in_flight(now, patience):
                 return False
-            memory.set(word(index, GENERATION), self.get(GENERATION) + 1)
-            for field in (IN_FLIGHT, SENT_AT, SENDS):
-                memory.set(word(index, field), 0)
+            first = word(index, GENERATION)
+            if memory.inherited:  # a signal handler forked: the parent writes, the child must not
+                return False
+            memory.renew(first)
         finally:
             memory.unlock(index)
         self.forked = False
@@ -107,11 +108,6 @@ def check_platform() -> None:
     """Raise `OSError` where there are no anonymous segments."""
     if not (_has_shared_memory() and hasattr(os, "memfd_create")):
         raise OSError(errno.ENOSYS, "shared memory needs Linux: memfd_create and locks of open file descriptions")
-
-
-def reopen(fd: int) -> int:
-    """Return a new file description of a segment, with locks of its own."""
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def _create(nbytes: int, account: Account) -> _SharedMemory:
