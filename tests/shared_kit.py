@@ -1,5 +1,6 @@
 """What the tests of shared memory have in common: children of fork, what a process has open, bytes that show a tear."""
 
+import gc
 import os
 import signal
 import traceback
@@ -42,9 +43,18 @@ def named_segments() -> set[str]:
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """Descriptors, mappings and /dev/shm are afterwards as they were."""
+    settle()  # what other tests left goes before, not meanwhile
     before = len(open_files()), mappings(), named_segments()
     yield
     assert (len(open_files()), mappings(), named_segments()) == before
+
+
+def settle() -> None:
+    """Let go of garbage, and of messages that nobody can receive any more, as each call of a pool does."""
+    gc.collect()
+    with SharedPool() as pool:
+        pool.acquire(1).release()
+    gc.collect()
 
 
 class Child:

@@ -271,6 +271,7 @@ def until_closed(array: mempool.MappedArray, call: Callable[[Any], object]) -> N
 @pytest.mark.parametrize("revoke", [False, True])
 def test_threads_against_close(path: Path, kind: str, revoke: bool) -> None:
     """Whatever each is at: it works, or says that the array is closed, or that its rows changed."""
+    gc.collect()  # what other tests left
     used = root_account().used
     for _ in range(15):
         if kind == "file":

@@ -383,6 +383,7 @@ class Arena:
 
 # ---- io.BytesStream
 
+@disjoint_base
 class BytesStream(io.BufferedIOBase, BinaryIO):
     name: Any  # as typeshed has it for io.BytesIO: set by whoever needs one
     def __init__(self, initial_bytes: _BytesLike | None = b"", *, pool: BufferPool | None = None) -> None: ...
