@@ -63,6 +63,7 @@ def attempt(n, zero, warm):
             os._exit(3)
         raise
     if child == 0:
+        os.close(told)  # a parent that fails ends the wait below
         got[:5] = b"child"
         mine = pool.acquire(100); mine[:5] = b"child"
         os.read(ready, 1)
@@ -105,6 +106,7 @@ def attempt(n, kind):
         raise kind("in a hook")
     reached, child = at_line(n, os.fork, fail)
     if child == 0:
+        os.close(told)
         os.read(ready, 1)
         own = pool.acquire("64KiB")
         os._exit(0 if own.nbytes and all(lease[:5] == b"lease" for lease in leases) else 2)
