@@ -157,7 +157,8 @@ def test_another_process_keeps_the_block() -> None:
         holder.wire.send(b)
         b.release()
         assert is_full(pool)
-        assert pool.stats().in_flight + pool.stats().held == SIZE
+        stats = pool.stats()  # one: the message may arrive between two
+        assert stats.in_flight + stats.held == SIZE
         assert holder.wire.recv() == 77
         assert pool.stats().held == SIZE
         holder.wire.send(None)
