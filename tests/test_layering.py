@@ -17,6 +17,8 @@ LAYERS: tuple[set[str], ...] = (
     {"_libmempool"},
     {"_core"},
     {"io", "aio", "shared", "numpy", "pickle"},
+    {"_system"},
+    {"_reclaim"},
     {"accounting", "pressure", "cache"},
     {"integrations"},
     {"tools", "__main__"},

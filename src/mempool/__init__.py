@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mempool import io as io
     from mempool import numpy as numpy
     from mempool import pickle as pickle
+    from mempool import pressure as pressure
     from mempool import settings as settings
     from mempool import shared as shared
     from mempool import units as units
@@ -67,7 +68,7 @@ __all__ = [
     "open_array",
 ]
 
-_SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "settings", "shared", "units")
+_SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,1 @@
+"""The smallest limit that binds, and where it comes from."""

@@ -1,0 +1,1 @@
+"""The machine, from ``/proc/meminfo``: total and available bytes."""

@@ -1,0 +1,1 @@
+"""This process, from ``/proc/self``: resident, own, peak and address-space bytes."""

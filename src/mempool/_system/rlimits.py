@@ -1,0 +1,1 @@
+"""Limits of the process itself: ``RLIMIT_AS``, ``RLIMIT_DATA``, ``RLIMIT_RSS``."""

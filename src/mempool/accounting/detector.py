@@ -1,0 +1,1 @@
+"""`LeakDetector`: heap and external growth against a baseline."""

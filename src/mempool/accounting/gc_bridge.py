@@ -1,0 +1,1 @@
+"""External growth makes Python collect garbage: its collector counts objects, not the bytes that they hold."""

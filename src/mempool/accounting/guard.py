@@ -1,0 +1,1 @@
+"""`memory_limit`: a guard around a piece of work."""

@@ -1,0 +1,1 @@
+"""`measure`: what a piece of code did to memory."""

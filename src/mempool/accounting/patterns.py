@@ -1,0 +1,1 @@
+"""Steady, spike, leak or thrashing: what a series of readings looks like, with the evidence."""

@@ -1,0 +1,1 @@
+"""`Tracker`: labelled snapshots in a ring, with deltas and statistics."""

@@ -1,0 +1,1 @@
+"""`memory_usage`: one record of what the process holds, and of how much it may."""

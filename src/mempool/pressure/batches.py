@@ -1,0 +1,1 @@
+"""`adaptive_batches`: an iterable in batches whose size follows memory."""

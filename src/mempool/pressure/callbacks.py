@@ -1,0 +1,1 @@
+"""Who is told, in which order, and what becomes of what they raise."""

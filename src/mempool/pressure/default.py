@@ -1,0 +1,1 @@
+"""`default_monitor`: the one that pools and caches register with."""

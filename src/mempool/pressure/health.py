@@ -1,0 +1,1 @@
+"""`health`: one score, and what to do about it."""

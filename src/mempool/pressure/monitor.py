@@ -1,0 +1,1 @@
+"""`PressureMonitor`: sources are read, levels decided, callbacks run."""

@@ -1,0 +1,1 @@
+"""Settings for development, testing and production, and `recommend`."""

@@ -1,0 +1,1 @@
+"""A monitor that polls on its own: in a thread, woken by events."""

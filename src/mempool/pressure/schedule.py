@@ -1,0 +1,1 @@
+"""Cleanups in the background: queued, or at an interval."""

@@ -1,0 +1,1 @@
+"""`BatchSizer`: how many items the next batch may have."""

@@ -1,0 +1,1 @@
+"""Where readings come from. Each source says what it reads, or why it cannot."""

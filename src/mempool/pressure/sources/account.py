@@ -1,0 +1,1 @@
+"""`AccountUsage`: an account against its limit."""

@@ -1,0 +1,1 @@
+"""`CgroupMemory`: the control group, v2 or v1, and its events."""

@@ -1,0 +1,1 @@
+"""Any callable that returns (used, limit)."""

@@ -1,0 +1,1 @@
+"""`PressureStall`: the kernel's pressure stall information, and its triggers."""

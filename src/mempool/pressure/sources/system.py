@@ -1,0 +1,1 @@
+"""`SystemMemory`: the machine."""

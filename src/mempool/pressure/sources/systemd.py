@@ -1,0 +1,1 @@
+"""`SystemdPressure`: the protocol of MEMORY_PRESSURE_WATCH."""

@@ -1,0 +1,1 @@
+"""History of readings, their trend, the forecast, and how often to look."""
