@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,10 @@ from hypothesis import settings
 # How long an example takes says nothing about right or wrong, and under a sanitizer it takes long.
 settings.register_profile("mempool", settings(), deadline=None)
 settings.load_profile("mempool")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
