@@ -331,8 +331,9 @@ def memory_limit(size: int | str | SupportsIndex, *, what: What = "rss", account
     Examples
     --------
     >>> import mempool
-    >>> pool = mempool.BufferPool()
-    >>> with mempool.accounting.memory_limit("1MiB", what="external"):
+    >>> job = mempool.Account("job")
+    >>> pool = mempool.BufferPool(account=job)
+    >>> with mempool.accounting.memory_limit("1MiB", what="external", account=job):
     ...     pool.acquire("2MiB")
     Traceback (most recent call last):
         ...
