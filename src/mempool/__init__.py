@@ -21,6 +21,7 @@ from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import (
     AccountLimitExceeded,
     MappingError,
+    MemoryLimitExceeded,
     MempoolError,
     PoolExhausted,
     StaleHandle,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mempool import settings as settings
     from mempool import shared as shared
     from mempool import units as units
+    from mempool.accounting.usage import memory_usage as memory_usage
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,7 @@ __all__ = [
     "BufferPool",
     "MappedArray",
     "MappingError",
+    "MemoryLimitExceeded",
     "MempoolError",
     "PoolExhausted",
     "PoolStats",
@@ -66,10 +69,13 @@ __all__ = [
     "create_array",
     "default_pool",
     "guard_truncation",
+    "memory_usage",
     "open_array",
 ]
 
 _SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
+
+_LAZY = {"memory_usage": "mempool.accounting.usage"}  # functions that load with their first use
 
 
 def __getattr__(name: str) -> object:
@@ -77,6 +83,10 @@ def __getattr__(name: str) -> object:
         import importlib
 
         return importlib.import_module(f"mempool.{name}")
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mempool' has no attribute {name!r}")
 
 

@@ -3,12 +3,18 @@
 from mempool._core import Account, root_account
 from mempool._reclaim import ReclaimerStats, Registration, reclaimers, register_reclaimer
 from mempool.accounting.gc_bridge import gc_pressure
+from mempool.accounting.guard import MemoryGuard, memory_limit
+from mempool.accounting.usage import MemoryUsage, memory_usage
 
 __all__ = [
     "Account",
+    "MemoryGuard",
+    "MemoryUsage",
     "ReclaimerStats",
     "Registration",
     "gc_pressure",
+    "memory_limit",
+    "memory_usage",
     "reclaimers",
     "register_reclaimer",
     "root_account",
