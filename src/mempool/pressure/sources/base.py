@@ -39,7 +39,8 @@ class Source(Protocol):
     def scope(self) -> Scope:
         """Which thresholds judge it.
 
-        ``"own"``: what this program took (process, account, custom), judged by absolute thresholds too. ``"shared"``: by fractions alone.
+        ``"own"``: what this program took (process, account, custom), judged by absolute thresholds too. ``"shared"``: by fractions
+        alone.
         """
 
     def read(self) -> Reading:
@@ -56,8 +57,8 @@ class Source(Protocol):
 class EventSource(Source, Protocol):
     """A source that can wake a monitor.
 
-    The monitor opens it when it starts and after a fork, polls its descriptor, tells it of events, and closes it when it stops. What cannot be
-    opened is read at each poll like any other source.
+    The monitor opens it when it starts and after a fork, polls its descriptor, tells it of events, and closes it when it stops.
+    What cannot be opened is read at each poll like any other source.
     """
 
     def open(self) -> None:

@@ -1,15 +1,16 @@
-"""`PressureStall`: the kernel's pressure stall information, and its triggers.
+r"""`PressureStall`: the kernel's pressure stall information, and its triggers.
 
 ::
 
-    some avg10=1.53 avg60=0.87 avg300=0.22 total=1238432      read at each poll: percent of the time in which something waited for memory
-                                                total= microseconds of waiting so far
+    some avg10=1.53 avg60=0.87 avg300=0.22 total=1238432     read at each poll: percent of the time that something waited for memory
+                                           -------------     and microseconds of waiting so far
 
-    "some 150000 2000000\\0"  -- written to an own descriptor of the same file -->  POLLPRI once it waited 150 ms within 2 s
+    "some 150000 2000000\0"  -- written to a descriptor of its own --> POLLPRI once something waited 150 ms within 2 s
 
-What is easily got wrong: the kernel takes the last byte for the end of the text, so it needs its NUL. A program without ``CAP_SYS_RESOURCE`` may only
-have windows of whole multiples of 2 s; such a trigger can fire once without cause just after it was armed, which is why ``total=`` is compared. A
-descriptor has one trigger. ``POLLERR`` means that the trigger is dead: its control group is gone.
+What is easily got wrong: the kernel takes the last byte for the end of the text, so it needs its NUL. A program without
+``CAP_SYS_RESOURCE`` may only have windows of whole multiples of 2 s; such a trigger can fire once without cause just after it was
+armed, which is why ``total=`` is compared. A descriptor has one trigger. ``POLLERR`` means that the trigger is dead: its control
+group is gone.
 """
 
 import errno
@@ -23,7 +24,7 @@ from typing import Literal
 
 from mempool.pressure.levels import Level
 from mempool.pressure.sources.base import Reading, Scope
-from mempool.pressure.sources.watching import Alarm, Descriptor
+from mempool.pressure.sources.watching import READ_FLAGS, WRITE_FLAGS, Alarm, Descriptor
 from mempool.units import parse_duration
 
 __all__ = ["PressureStall", "Stall", "Trigger", "read_stalls"]
@@ -55,11 +56,11 @@ class Stall:
 
 def _parse_line(words: list[str]) -> Stall:
     fields = dict(word.split("=", 1) for word in words)
-    averages = [float(fields[name]) for name in ("avg10", "avg60", "avg300")]
-    total = int(fields["total"])
-    if total < 0 or not all(math.isfinite(average) and average >= 0 for average in averages):
+    stall = Stall(float(fields["avg10"]), float(fields["avg60"]), float(fields["avg300"]), int(fields["total"]))
+    averages = (stall.avg10, stall.avg60, stall.avg300)
+    if stall.total < 0 or not all(math.isfinite(average) and average >= 0 for average in averages):
         raise ValueError("negative, or no number")
-    return Stall(*averages, total)
+    return stall
 
 
 def read_stalls(path: str) -> dict[str, Stall]:
@@ -107,7 +108,7 @@ class Trigger:
     def open(self) -> None:
         """Arm it, anew if it was."""
         before = self._total() if self._stall else None
-        fd = os.open(self.path, (os.O_RDWR if self._text else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(self.path, WRITE_FLAGS if self._text else READ_FLAGS)
         try:
             if self._text:
                 os.write(fd, self._text)
@@ -202,10 +203,11 @@ class PressureStall:
             raise ValueError(f"window must be 0.5 to 10 s, got {window!r}")
         if not 0 < stall <= window:
             raise ValueError(f"a stall of {stall!r} s does not fit into a window of {window!r} s")
-        if len(averages) != 3 or not 0 < averages[0] <= averages[1] <= averages[2]:
+        elevated, high, critical = averages
+        if not 0 < elevated <= high <= critical:
             raise ValueError(f"averages must be three percentages that do not fall, got {averages!r}")
         self.path = os.fspath(path)
-        self._kind, self._averages, self._level = kind, averages, Level(level)
+        self._kind, self._averages, self._level = kind, (elevated, high, critical), Level(level)
         self._name = name or f"psi:{self.path}"
         self._alarm = Alarm(2 * window, clock)
         lost = round(stall * MICROSECONDS)
@@ -223,13 +225,12 @@ class PressureStall:
         return "shared"
 
     def read(self) -> Reading:
-        """A level, from the last event and the average of ten seconds; no bytes."""
+        """Return a level, from the last event and the average of ten seconds; no bytes."""
         stall = read_stalls(self.path).get(self._kind)
         if stall is None:
             raise ValueError(f"{self.path} has no line {self._kind!r}")
-        reached = Level(sum(stall.avg10 >= average for average in self._averages))
-        level = max(reached, self._alarm.level() or Level.NORMAL)
-        return Reading(level=level)
+        averaged = Level(sum(stall.avg10 >= average for average in self._averages))
+        return Reading(level=max(averaged, self._alarm.level()))
 
     def open(self) -> None:
         """Arm the trigger; `OSError` where the kernel, or the rights to the file, do not let us."""

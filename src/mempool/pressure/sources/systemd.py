@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from mempool.pressure.levels import Level
 from mempool.pressure.sources.base import Reading, Scope
 from mempool.pressure.sources.stall import DEAD, POLLPRI, Trigger
-from mempool.pressure.sources.watching import Alarm, Descriptor
+from mempool.pressure.sources.watching import READ_FLAGS, WRITE_FLAGS, Alarm, Descriptor
 from mempool.units import parse_duration
 
 __all__ = ["SystemdPressure"]
@@ -89,14 +89,13 @@ class _Stream:
 
 class _Fifo(_Stream):
     def open(self) -> None:
-        flags = os.O_NONBLOCK | os.O_CLOEXEC
         try:
             # Our own writing end keeps the FIFO from hanging up each time that a writer leaves.
-            fd = os.open(self.path, os.O_RDWR | flags)
+            fd = os.open(self.path, WRITE_FLAGS)
         except PermissionError:
             if self._text:
                 raise
-            fd = os.open(self.path, os.O_RDONLY | flags)
+            fd = os.open(self.path, READ_FLAGS)
         self._adopt(fd)
         self._echo = self._text  # what one writes into a FIFO one reads again
 
@@ -127,7 +126,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _kernel_trigger(path: str, text: bytes) -> Trigger:
-    """A trigger of the kernel with the manager's text; its events are checked if the text says what it is about."""
+    """Return a trigger of the kernel with the manager's text; its events are checked if the text says what it is about."""
     words = text.rstrip(b"\0\n").split()
     if len(words) == 3 and words[0] in (b"some", b"full") and words[1].isdigit():
         return Trigger(path, text, words[0].decode(), int(words[1]))
@@ -135,7 +134,7 @@ def _kernel_trigger(path: str, text: bytes) -> Trigger:
 
 
 def _watch(environ: Mapping[str, str]) -> "Trigger | _Fifo | _Connection":
-    """What the environment names, not open yet; `OSError` says why there is nothing."""
+    """Return what the environment names, not open yet; `OSError` says why there is nothing."""
     path = environ.get(WATCH)
     if not path:
         raise OSError(errno.ENOENT, f"{WATCH} is not set: no service manager asks for it")
@@ -171,10 +170,11 @@ class SystemdPressure:
     Examples
     --------
     >>> from mempool.pressure.sources import SystemdPressure
-    >>> SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}).read()
-    Traceback (most recent call last):
-    ...
-    OSError: [Errno 112] turned off by MEMORY_PRESSURE_WATCH=/dev/null
+    >>> try:
+    ...     SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}).read()
+    ... except OSError as error:
+    ...     print(error.strerror)
+    turned off by MEMORY_PRESSURE_WATCH=/dev/null
     """
 
     def __init__(
@@ -201,12 +201,12 @@ class SystemdPressure:
         return "shared"
 
     def read(self) -> Reading:
-        """A level while an event counts, no bytes; `OSError` says why nothing is watched, be it that nobody called `open`."""
+        """Return a level while an event counts, no bytes; `OSError` says why nothing is watched, if only that it is not open."""
         level = self._alarm.level()
-        if level is None and self.fileno() < 0:
+        if not level and self.fileno() < 0:
             _watch(self._environ)
             raise OSError(errno.ENOTCONN, "tells events alone, and is not open", self._environ[WATCH])
-        return Reading(level=level or Level.NORMAL)
+        return Reading(level=level)
 
     def open(self) -> None:
         """Open or connect, and write what is asked for."""

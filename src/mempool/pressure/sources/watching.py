@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 from mempool.pressure.levels import Level
 
-__all__ = ["Alarm", "Descriptor"]
+__all__ = ["READ_FLAGS", "WRITE_FLAGS", "Alarm", "Descriptor"]
+
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+READ_FLAGS, WRITE_FLAGS = os.O_RDONLY | _FLAGS, os.O_RDWR | _FLAGS
 
 
 class Alarm:
@@ -45,17 +48,17 @@ class Alarm:
         self._rung = (level, self._clock())
         return True
 
-    def level(self) -> Level | None:
-        """Return the level as long as it counts."""
+    def level(self) -> Level:
+        """Return the level as long as it counts, then `Level.NORMAL`."""
         held = self._held()
-        return held[0] if held is not None else None
+        return held[0] if held is not None else Level.NORMAL
 
 
 class Descriptor:
     """One descriptor, or none.
 
-    After a fork the child has a copy that shares its state with the parent: events read from it are lost to the parent. So it is not shown
-    there, only closed.
+    After a fork the child has a copy that shares its state with the parent: events read from it are lost to the parent. So it is
+    not shown there, only closed.
     """
 
     __slots__ = ("_held",)
