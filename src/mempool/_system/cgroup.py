@@ -127,7 +127,7 @@ class Cgroup:
 
     def pressure_path(self) -> str | None:
         """Return the file of stall information (PSI) of this process's v2 group; None: there is none."""
-        return self._stall if self._stall and os.path.exists(self._stall) else None
+        return self._stall if self._stall and _is_there(self._stall) else None
 
     def _file(self, kind: str, level: str | None = None) -> str:
         return f"{level or self.path}/{_FILES[self.version][kind]}"
@@ -147,6 +147,15 @@ class Cgroup:
         except FileNotFoundError:
             return None
         return limit if limit < _UNLIMITED else None
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether a file exists; what may not be looked at is an error, not an absence."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _figure(path: str) -> int:
@@ -209,7 +218,7 @@ def _group(
     for directory in directories:
         if levels and not goes_on(directory):
             break
-        if os.path.exists(f"{directory}/{_FILES[version]['usage']}"):
+        if _is_there(f"{directory}/{_FILES[version]['usage']}"):
             levels.append(directory)
     return Cgroup(version, tuple(levels), stall) if levels else None
 
@@ -271,6 +280,6 @@ def _directory(root: _Root, member: bytes | None, mounts: list[tuple[bytes, byte
         base = joined(root, os.fsdecode(point)).rstrip("/")
         steps = [os.fsdecode(name) for name in names]
         directories = ["/".join([base, *steps[:depth]]) for depth in range(len(steps), -1, -1)]
-        if os.path.isdir(directories[0]):
+        if _is_there(directories[0]):
             return directories
     return None
