@@ -1,8 +1,8 @@
 """`CgroupMemory`: the control group, v2 or v1, and its events.
 
 Used is the working set: what is charged less the page cache that nobody touched lately, which the kernel drops first. The limit
-is the one with the least room, of the group and all ancestors that can be seen; ``memory.high`` counts as one, for beyond it the
-kernel makes every allocation wait.
+is the one of which the largest share is used, of the group and all ancestors that can be seen; ``memory.high`` counts as one, for
+beyond it the kernel makes every allocation wait.
 
 A v2 group has ``memory.events``: its file is polled, so that running into a limit wakes the monitor at once. Such an event is no
 level by itself (page cache alone runs into a limit all day), but a reason to look; that the kernel ran out (``oom``) or killed
@@ -11,10 +11,10 @@ level by itself (page cache alone runs into a limit all day), but a reason to lo
 
 import contextlib
 import errno
+import math
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from mempool._system import cgroup, files
 from mempool.pressure.levels import Level
@@ -31,34 +31,9 @@ SEARCH_EVERY = 10.0  # seconds: a process is hardly ever moved, and looking cost
 QUIET = 0.1
 
 
-class _Room(NamedTuple):
-    left: int
-    used: int
-    limit: int
-    path: str
-
-
-def _tightest(group: cgroup.Cgroup) -> _Room | None:
-    """Return the limit or high mark with the least room."""
-    rooms = []
-    tightest = group.tightest()
-    if tightest is not None:
-        rooms.append(_Room(tightest.limit - tightest.used, *tightest))
-    for path in group.levels if group.version == 2 else ():
-        high = _high(path)
-        if high is not None:
-            used = group.usage(path)
-            rooms.append(_Room(high - used, used, high, path))
-    return min(rooms, default=None)
-
-
-def _high(path: str) -> int | None:
-    mark = f"{path}/memory.high"
-    try:
-        word = files.read(mark).strip()
-    except FileNotFoundError:  # the root of the hierarchy has none
-        return None
-    return None if word == b"max" else files.number(word, mark)
+def _nearest(group: cgroup.Cgroup) -> cgroup.Tightest | None:
+    """Return the limit or high mark of which most is used, as a share: that is what thresholds are."""
+    return max(group.judged(), key=lambda one: one.used / one.limit if one.limit else math.inf, default=None)
 
 
 def _counts(content: bytes, path: str) -> dict[str, int]:
@@ -108,7 +83,7 @@ class CgroupMemory:
         return "shared"
 
     def read(self) -> Reading:
-        """Working set, and limit or high mark with the least room; ``CRITICAL`` if the kernel ran out just now."""
+        """Working set, and the limit or high mark that it is nearest to; ``CRITICAL`` if the kernel ran out just now."""
         try:
             return self._read(self._group())
         except (OSError, ValueError):
@@ -118,12 +93,12 @@ class CgroupMemory:
             return self._read(self._group())
 
     def _read(self, group: cgroup.Cgroup) -> Reading:
-        room = _tightest(group)
-        path = room.path if room is not None else group.path
+        nearest = _nearest(group)
+        path = nearest.path if nearest is not None else group.path
         with contextlib.suppress(FileNotFoundError):  # sandboxes count no events
             self._note(group.events_path(path), group.events(path))
         level = self._critical.level() or None
-        return Reading(group.usage(), None, level) if room is None else Reading(room.used, room.limit, level)
+        return Reading(group.usage(), None, level) if nearest is None else Reading(nearest.used, nearest.limit, level)
 
     def _group(self) -> cgroup.Cgroup:
         found, now = self._found, self._clock()
@@ -148,24 +123,30 @@ class CgroupMemory:
         return bool(grown.intersection(SHORT)) and self._told.ring(Level.NORMAL)
 
     def open(self) -> None:
-        """Watch the events of the group whose limit is the tightest; v1 has none that can be watched."""
+        """Watch the events of the group whose limit is nearest; v1 has none that can be watched."""
         self._found = None
-        group = self._group()
+        try:
+            group = self._group()
+            nearest = _nearest(group)
+        except ValueError as error:
+            raise OSError(errno.EIO, str(error)) from error
         if group.version == 1:
             raise OSError(errno.EOPNOTSUPP, "version 1 tells no events; it is read at each poll", group.path)
-        room = _tightest(group)
-        path = group.events_path(room.path if room is not None else None)
-        fd = os.open(path, READ_FLAGS)
-        self._descriptor.hold(fd)
-        self._watched = path
-        try:
-            self._seen[path] = self._events(fd)  # what was counted before is no news; unread, it would be told at once
-        except (OSError, ValueError):
-            self.close()
-            raise
+        self._watched = group.events_path(nearest.path if nearest is not None else None)
+        self._descriptor.hold(os.open(self._watched, READ_FLAGS))
+        self._seen[self._watched] = (
+            self._events()
+        )  # what was counted before is no news; unread, it would be told at once
 
-    def _events(self, fd: int) -> dict[str, int]:
-        return _counts(os.pread(fd, 4096, 0), self._watched)
+    def _events(self) -> dict[str, int]:
+        """Read what is counted through the descriptor, which also makes it quiet; closed if that fails."""
+        fd = self._descriptor.fileno()
+        try:
+            os.lseek(fd, 0, os.SEEK_SET)
+            return _counts(os.read(fd, 4096), self._watched)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise OSError(getattr(error, "errno", errno.EIO), f"cannot be watched: {error}", self._watched) from error
 
     def close(self) -> None:
         """Stop watching; idempotent."""
@@ -182,18 +163,9 @@ class CgroupMemory:
 
     def handle(self, events: int) -> bool:
         """Read what was counted. True: a limit or high mark was run into. `OSError`: the group is gone."""
-        fd = self._descriptor.fileno()
-        if fd < 0 or not events:
+        if self.fileno() < 0 or not events:
             return False
-        try:
-            counts = self._events(fd)
-        except ValueError as error:
-            self.close()
-            raise OSError(errno.EIO, str(error), self._watched) from error
-        except OSError as error:
-            self.close()
-            raise OSError(error.errno, error.strerror, self._watched) from error
-        return self._note(self._watched, counts)
+        return self._note(self._watched, self._events())
 
     def __repr__(self) -> str:
         return "CgroupMemory()"

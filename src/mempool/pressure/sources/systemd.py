@@ -107,7 +107,10 @@ class _Connection(_Stream):
     def open(self) -> None:
         import socket
 
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        family = getattr(socket, "AF_UNIX", None)
+        if family is None:
+            raise OSError(errno.EAFNOSUPPORT, "this system has no such sockets", self.path)
+        connection = socket.socket(family, socket.SOCK_STREAM)
         with connection:
             connection.setblocking(False)
             try:
