@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 from mempool import _core, _reclaim
 from mempool._core import BufferPool, SlabAllocator, root_account
@@ -190,6 +190,12 @@ def register(item: Shrinkable) -> None:
 def unregister(item: Shrinkable) -> None:
     """Have it shrunk no more. What was not registered is fine."""
     _registered.pop(id(item), None)
+
+
+def registered() -> list[tuple[str, Shrinkable]]:
+    """Return what is registered and alive, with the name that it had then."""
+    found = [(entry.name, entry.item()) for entry in list(_registered.values())]
+    return [(name, cast(Shrinkable, item)) for name, item in found if item is not None]
 
 
 # ---- what the process has
