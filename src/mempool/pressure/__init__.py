@@ -1,6 +1,22 @@
 """Memory pressure: watched, judged, answered before the process is killed."""
 
+from mempool.pressure.cleanup import CleanupReport, CleanupStep, cleanup
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
-from mempool.pressure.reclaim import Shrinkable, Shrinker, register, unregister
+from mempool.pressure.reclaim import ItemStats, Shrinkable, Shrinker, register, unregister
+from mempool.pressure.schedule import CleanupSchedule, process_schedule
 
-__all__ = ["Level", "PressureEvent", "Shrinkable", "Shrinker", "Thresholds", "register", "unregister"]
+__all__ = [
+    "CleanupReport",
+    "CleanupSchedule",
+    "CleanupStep",
+    "ItemStats",
+    "Level",
+    "PressureEvent",
+    "Shrinkable",
+    "Shrinker",
+    "Thresholds",
+    "cleanup",
+    "process_schedule",
+    "register",
+    "unregister",
+]

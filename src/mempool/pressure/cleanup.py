@@ -165,7 +165,7 @@ def _trim_malloc() -> tuple[None, str]:
 
 
 def _page_out() -> tuple[None, str]:
-    advised = int(getattr(_core, "_page_out", int)())
+    advised = _core._page_out()
     return None, f"{advised} bytes advised"
 
 
@@ -241,6 +241,15 @@ def _queue(report: CleanupReport) -> CleanupReport:
     return waiting
 
 
+def checked_mode(mode: Mode) -> Mode:
+    """Return the mode; `TypeError` or `ValueError` names what is none."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be light, standard or aggressive, not {mode!r}")
+    if mode not in ("light", "standard", "aggressive"):
+        raise ValueError(f"mode must be light, standard or aggressive, not {mode!r}")
+    return mode
+
+
 def cleanup(mode: Mode = "light", *, background: bool | None = None) -> CleanupReport:
     """Give back memory that is not needed now.
 
@@ -274,11 +283,7 @@ def cleanup(mode: Mode = "light", *, background: bool | None = None) -> CleanupR
     >>> cleanup("standard").wait(30)
     True
     """
-    if not isinstance(mode, str):
-        raise TypeError(f"mode must be light, standard or aggressive, not {mode!r}")
-    if mode not in ("light", "standard", "aggressive"):
-        raise ValueError(f"mode must be light, standard or aggressive, not {mode!r}")
-    report = CleanupReport(mode)
+    report = CleanupReport(checked_mode(mode))
     if _is_cleaning():  # a finalizer or a cache calls this: what is running will do
         report._ended.set()
         return report

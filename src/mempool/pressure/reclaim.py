@@ -341,17 +341,17 @@ class Shrinker:
 
 def trim_malloc() -> bool:
     """Have malloc give free memory back to the OS; whether it had some. False where there is no such call."""
-    return bool(getattr(_core, "_malloc_trim", bool)())
+    return _core._malloc_trim()
 
 
 def pools() -> list[BufferPool]:
     """Return the pools of this process that are alive."""
-    return list(getattr(_core, "_pools", list)())
+    return _core._pools()
 
 
 def slabs() -> list[SlabAllocator]:
     """Return the slabs of this process that are alive."""
-    return list(getattr(_core, "_slabs", list)())
+    return _core._slabs()
 
 
 def relieve(needed: int) -> int:

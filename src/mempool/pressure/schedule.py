@@ -7,8 +7,6 @@ runs, which sleeps until the next time comes. A child of fork goes on with the s
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -91,3 +89,71 @@ class CleanupSchedule:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _begin(self) -> None:
+        stopped = self._stopped
+        if stopped is None:
+            return
+        threading.Thread(target=self._run, args=(stopped, self._interval), name="mempool schedule", daemon=True).start()
+
+    def _run(self, stopped: threading.Event, interval: float) -> None:
+        while not stopped.wait(interval):
+            try:
+                self.last = cleanup(self.mode, background=False)
+            except Exception:
+                _log.exception("a cleanup failed; the next comes in %s s", interval)
+            self.runs += 1
+
+
+def _checked_interval(value: float | str) -> float:
+    seconds = parse_duration(value, "interval")
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise ValueError(f"interval must be more than 0 seconds and end some day, got {value!r}")
+    return seconds
+
+
+_started: dict[int, CleanupSchedule] = {}  # keeps them alive; single steps of a dict need no lock
+
+
+def _begin_again() -> None:
+    """Go on in a child of fork, which has none of its parent's threads."""
+    for schedule in list(_started.values()):
+        schedule._stopped = threading.Event()
+        try:
+            schedule._begin()
+        except (RuntimeError, MemoryError):
+            _log.exception("a child of fork could not start its schedule")
+            schedule.stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_again)
+
+
+# ---- the one of the process
+
+_of_process: list[CleanupSchedule] = []
+
+
+def process_schedule() -> CleanupSchedule | None:
+    """Return the schedule that the settings ask for by ``gc_interval_seconds``; None if they ask for none."""
+    return _of_process[0] if _of_process else None
+
+
+def follow_settings() -> None:
+    """Start, stop or change the schedule of the process as the settings say now.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a value in the environment that makes no sense.
+    """
+    interval = settings.lookup("gc_interval_seconds")
+    if not isinstance(interval, int | float):
+        while _of_process:
+            _of_process.pop().stop()
+    elif _of_process:
+        _of_process[0].interval = interval
+    else:
+        _of_process.append(CleanupSchedule(interval))
+        _of_process[0].start()
