@@ -81,7 +81,9 @@ class Registration:
         That its calls took.
     """
 
-    def __init__(self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool) -> None:
+    def __init__(
+        self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool
+    ) -> None:
         self.level, self.priority = level, priority
         self.calls = self.errors = self.freed = 0
         self.seconds = 0.0
@@ -159,7 +161,9 @@ class Registration:
             return
         loop = self._loop or current_loop()
         if loop is None:
-            raise RuntimeError(f"async callback {self.name} was registered outside a running event loop, and none runs here")
+            raise RuntimeError(
+                f"async callback {self.name} was registered outside a running event loop, and none runs here"
+            )
         self._task = loop
         try:
             loop.call_soon_threadsafe(self._begin, loop, function, event)
@@ -275,5 +279,3 @@ class Callbacks:
         self._lock = threading.RLock()
         for one in self._all:
             one.forget_task()
-
-

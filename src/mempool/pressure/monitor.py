@@ -17,13 +17,16 @@ from types import TracebackType
 from typing import Self, overload
 
 from mempool.pressure.callbacks import Callback, Callbacks, Registration
-from mempool.pressure.levels import Level, PressureEvent, Thresholds
+from mempool.pressure.levels import CRITICAL_OVER_MAIN, Level, PressureEvent, Thresholds
+from mempool.pressure.reclaim import Item, Shrinker
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.running import LoopRunner, ThreadRunner, register
+from mempool.pressure.sources import default_sources
 from mempool.pressure.state import Kind, State
 from mempool.pressure.trend import Forecast, next_interval
 from mempool.pressure.waiting import TaskWaiter, ThreadWaiter, Waiters
 from mempool.pressure.watching import SourceStatus, Watched, as_source
+from mempool.settings import MEGABYTE, lookup
 from mempool.units import parse_duration
 
 __all__ = ["PressureMonitor", "Simulation"]
@@ -110,7 +113,7 @@ class PressureMonitor:
         clock: Callable[[], float] | None = None,
         hysteresis: float = 0.05,
         min_dwell: float | str = 1.0,
-        reclaim: Iterable[object] | Callback = (),
+        reclaim: Iterable[Item] | Callback = (),
         reminder: float | str = 5.0,
     ) -> None:
         self._interval: float | None
@@ -119,7 +122,7 @@ class PressureMonitor:
         self.hysteresis = hysteresis
         self.min_dwell = min_dwell
         self._clock = time.monotonic if clock is None else clock
-        self._watched = tuple(Watched(as_source(one)) for one in (_default_sources() if sources is None else sources))
+        self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
         self._callbacks, self._waiters = Callbacks(), Waiters()
         self._state = State(parse_duration(reminder, "reminder"))
         self._locks()
@@ -135,15 +138,13 @@ class PressureMonitor:
         self._inside: set[int] = set()
         self._telling = self._more = False
 
-    def _register_reclaim(self, reclaim: Iterable[object] | Callback) -> None:
+    def _register_reclaim(self, reclaim: Iterable[Item] | Callback) -> None:
         if callable(reclaim):
             make_room: Callback = reclaim
         else:
             items = tuple(reclaim)
             if not items:
                 return
-            from mempool.pressure.reclaim import Shrinker
-
             make_room = Shrinker(items)
         self._callbacks.add(make_room, Level.ELEVATED, _FIRST_PRIORITY, weak=False)
 
@@ -158,6 +159,8 @@ class PressureMonitor:
     def thresholds(self, value: Thresholds | None) -> None:
         if value is not None and not isinstance(value, Thresholds):
             raise TypeError(f"thresholds must be Thresholds or None, not {value!r}")
+        if value is None:
+            _default_thresholds()  # what the settings say wrong is said here, not at each poll
         self._thresholds = value
 
     @property
@@ -566,13 +569,14 @@ class PressureMonitor:
 
 
 def _default_thresholds() -> Thresholds:
-    return _DEFAULT
+    """Return what the settings say of thresholds, in megabytes of 1 000 000 bytes; fractions if they say nothing."""
+    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
+    if main is None and critical is None:
+        return _DEFAULT
+    if main is None:
+        return Thresholds(int(float(str(critical)) * MEGABYTE / CRITICAL_OVER_MAIN), _size(critical))
+    return Thresholds(_size(main), None if critical is None else _size(critical))
 
 
-def _default_sources() -> Iterable[object]:
-    from mempool.pressure.sources import default_sources
-
-    sources: Iterable[object] = default_sources()
-    return sources
-
-
+def _size(megabytes: object) -> int:
+    return max(1, int(float(str(megabytes)) * MEGABYTE))

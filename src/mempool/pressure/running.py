@@ -54,9 +54,9 @@ class ThreadRunner:
 
     def _run(self) -> None:
         try:
-            while self.alive:
+            while not self._quit:
                 self._poll()
-                if self.alive and self._events.wait(self._monitor.next_interval()):
+                if self._events.wait(self._monitor.next_interval()):
                     self._monitor.count_event()
         finally:
             self._quit = True
