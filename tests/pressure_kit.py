@@ -1,5 +1,12 @@
 """What the tests of pressure share."""
 
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mempool.pressure.sources import PressureStall
+
 
 class Clock:
     """Seconds that pass when a test says so."""
@@ -12,3 +19,28 @@ class Clock:
 
     def pass_(self, seconds: float) -> None:
         self.now += seconds
+
+
+@contextmanager
+def armed_by_urgent_data(source: PressureStall) -> Iterator[Callable[[], None]]:
+    """Open a source on a socket in the place of the kernel's file. What is handed out raises POLLPRI."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    with sender, receiver:
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        trigger = source._trigger
+        source.open()
+        trigger._descriptor.hold(os.dup(receiver.fileno()))
+        believed = trigger.happened
+
+        def happened(events: int) -> bool:
+            receiver.recv(1, socket.MSG_OOB)
+            return believed(events)
+
+        trigger.happened = happened  # type: ignore[method-assign]
+        try:
+            yield lambda: sender.send(b"!", socket.MSG_OOB) and None
+        finally:
+            source.close()
+            del trigger.happened
