@@ -1,11 +1,12 @@
 """What the tests of pressure share."""
 
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mempool.pressure.sources import PressureStall
+from mempool.pressure.sources import EventSource, PressureStall
 
 
 class Clock:
@@ -38,9 +39,19 @@ def armed_by_urgent_data(source: PressureStall) -> Iterator[Callable[[], None]]:
             receiver.recv(1, socket.MSG_OOB)
             return believed(events)
 
+        def fire() -> None:
+            sender.send(b"!", socket.MSG_OOB)
+
         trigger.happened = happened  # type: ignore[method-assign]
         try:
-            yield lambda: sender.send(b"!", socket.MSG_OOB) and None
+            yield fire
         finally:
             source.close()
             del trigger.happened
+
+
+def waiting_events(source: EventSource) -> int:
+    """What `poll` says of a source at this moment."""
+    poll = select.poll()
+    poll.register(source.fileno(), source.poll_events)
+    return sum(events for _, events in poll.poll(0))

@@ -59,8 +59,10 @@ class _Stream:
 
     def _drain(self) -> bool:
         fd = self._descriptor.fileno()
+        if fd < 0:
+            return False
         try:
-            data = os.read(fd, AT_ONCE) if fd >= 0 else b"nobody's"
+            data = os.read(fd, AT_ONCE)
         except BlockingIOError:  # another thread read it
             return False
         except OSError:
