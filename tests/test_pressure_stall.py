@@ -176,13 +176,14 @@ def test_a_storm_is_told_now_and_then(file: Path) -> None:
     assert 9 <= told <= 11
 
 
-def test_a_dead_trigger_says_so_once(file: Path) -> None:
+def test_a_dead_trigger_says_so(file: Path) -> None:
     source = PressureStall(file)
     source.open()
     with pytest.raises(OSError, match="the trigger is dead"):
         source.handle(POLLPRI | POLLERR)
-    assert source.fileno() == -1
+    assert source.fileno() >= 0  # whoever polls takes it out of its epoll before it is closed
     source.close()
+    assert source.fileno() == -1
     source.open()
     assert source.fileno() >= 0
     source.close()
