@@ -31,9 +31,11 @@ def armed_by_urgent_data(source: PressureStall) -> Iterator[Callable[[], None]]:
     with sender, receiver:
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         trigger = source._trigger
-        source.open()
-        trigger._descriptor.hold(os.dup(receiver.fileno()))
-        believed = trigger.happened
+        arm, believed = trigger.open, trigger.happened
+
+        def open_() -> None:
+            arm()
+            trigger._descriptor.hold(os.dup(receiver.fileno()))
 
         def happened(events: int) -> bool:
             receiver.recv(1, socket.MSG_OOB)
@@ -42,12 +44,13 @@ def armed_by_urgent_data(source: PressureStall) -> Iterator[Callable[[], None]]:
         def fire() -> None:
             sender.send(b"!", socket.MSG_OOB)
 
-        trigger.happened = happened  # type: ignore[method-assign]
+        trigger.open, trigger.happened = open_, happened  # type: ignore[method-assign]
+        source.open()
         try:
             yield fire
         finally:
             source.close()
-            del trigger.happened
+            del trigger.open, trigger.happened
 
 
 def waiting_events(source: EventSource) -> int:
