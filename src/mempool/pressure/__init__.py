@@ -1,19 +1,31 @@
 """Memory pressure: watched, judged, answered before the process is killed."""
 
+from mempool.pressure.callbacks import Registration
 from mempool.pressure.cleanup import CleanupReport, CleanupStep, cleanup
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
+from mempool.pressure.monitor import PressureMonitor, Simulation
 from mempool.pressure.reclaim import ItemStats, Shrinkable, Shrinker, register, unregister
+from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.schedule import CleanupSchedule, process_schedule
+from mempool.pressure.trend import Forecast
+from mempool.pressure.watching import SourceStatus
 
 __all__ = [
+    "CallbackStats",
     "CleanupReport",
     "CleanupSchedule",
     "CleanupStep",
+    "Forecast",
     "ItemStats",
     "Level",
+    "MonitorStats",
     "PressureEvent",
+    "PressureMonitor",
+    "Registration",
     "Shrinkable",
     "Shrinker",
+    "Simulation",
+    "SourceStatus",
     "Thresholds",
     "cleanup",
     "process_schedule",
