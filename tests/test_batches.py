@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from batch_kit import Clock, FakeMonitor, flat, run
 from hypothesis import given
 from hypothesis import strategies as st
-from support import start as start_thread
-from support import together
 
+from batch_kit import Clock, FakeMonitor, flat, run
 from mempool.pressure import Level, adaptive_batches
 from mempool.pressure.batches import tally
+from support import start as start_thread
+from support import together
 
 NORMAL, ELEVATED, HIGH, CRITICAL = Level
 

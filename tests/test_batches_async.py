@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from batch_kit import FakeMonitor, as_async, flat, run, run_async
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_kit import FakeMonitor, as_async, flat, run, run_async
 from mempool.pressure import AsyncBatches, Batches, Level, adaptive_batches
 
 NORMAL, ELEVATED, HIGH, CRITICAL = Level
@@ -197,7 +197,7 @@ def test_what_takes_long_runs_beside_the_loop() -> None:
     def cleanup(mode: str) -> None:
         threads.append((mode, threading.current_thread() is threading.main_thread()))
 
-    asyncio.run(every(run_async(as_async(range(30)), 10, FakeMonitor([HIGH, HIGH, CRITICAL]), cleanup=cleanup)))
+    asyncio.run(every(run_async(as_async(range(30)), 10, FakeMonitor([HIGH] * 4 + [CRITICAL]), cleanup=cleanup)))
     assert threads == [("light", True), ("standard", False), ("aggressive", False)]
 
 

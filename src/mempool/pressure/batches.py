@@ -111,10 +111,10 @@ class _Run(Generic[T]):
 
     # ---- before a batch
 
-    def _look(self) -> Level:
-        """Read the level; a monitor that does not run is asked to look first, if it did not just do so."""
+    def _look(self, again: bool = False) -> Level:
+        """Read the level; a monitor that does not run is asked to look first, if it did not just do so, or again."""
         now = self._clock()
-        if not getattr(self._monitor, "running", True) and not 0 <= now - self._looked < LOOK_EVERY:
+        if not getattr(self._monitor, "running", True) and (again or not 0 <= now - self._looked < LOOK_EVERY):
             self._looked = now
             cast("Any", self._monitor).poll()
         return self._monitor.level
@@ -232,7 +232,7 @@ class Batches(_Run[T], Iterator[list[T]]):
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             self._cleanup(mode)
-            level = self._look()
+            level = self._look(again=True)
         if level < Level.HIGH or self._left <= 0:
             return level
         began, relieved, whole = self._clock(), False, False
@@ -241,7 +241,7 @@ class Batches(_Run[T], Iterator[list[T]]):
             whole = True
         finally:
             self._account(relieved, self._clock() - began, whole)
-        return self._look()
+        return self._look(again=True)
 
     def _pull(self) -> None:
         """Pull in one step that Ctrl-C cannot cut between source and list."""
@@ -307,7 +307,7 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             await self._clean(self._cleanup, mode)
-            level = self._look()
+            level = self._look(again=True)
         if level < Level.HIGH or self._left <= 0:
             return level
         began, relieved, whole = self._clock(), False, False
@@ -316,7 +316,7 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
             whole = True
         finally:
             self._account(relieved, self._clock() - began, whole)
-        return self._look()
+        return self._look(again=True)
 
     async def _clean(self, cleanup: Callable[[str], object], mode: str) -> None:
         """Run what takes long in a thread, so that other tasks go on."""
