@@ -25,9 +25,13 @@ from mempool.errors import (
     StaleHandle,
 )
 from mempool.settings import configure
+from mempool.settings import follow as _follow
+from mempool.settings import lookup as _lookup
 
 TYPE_CHECKING = False  # as in typing, whose import costs more than all of this
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mempool import accounting as accounting
     from mempool import aio as aio
     from mempool import errors as errors
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from mempool import settings as settings
     from mempool import shared as shared
     from mempool import units as units
+    from mempool.pressure.cleanup import cleanup as cleanup
 
 __version__ = "0.1.0"
 
@@ -61,6 +66,7 @@ __all__ = [
     "__version__",
     "acquire",
     "anonymous_array",
+    "cleanup",
     "configure",
     "create_array",
     "default_pool",
@@ -70,14 +76,33 @@ __all__ = [
 
 _SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
 
+_LAZY = {"cleanup": "mempool.pressure.cleanup"}  # functions that load with their first use
+
 
 def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
         import importlib
 
         return importlib.import_module(f"mempool.{name}")
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mempool' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *_SUBMODULES})
+
+
+def _follow_settings(changed: "Mapping[str, object]") -> None:
+    """Have cleanups at an interval, which load when the settings ask for them."""
+    if "gc_interval_seconds" in changed:
+        from mempool.pressure.schedule import follow_settings
+
+        follow_settings()
+
+
+_follow(_follow_settings)
+if _lookup("gc_interval_seconds") is not None:
+    _follow_settings({"gc_interval_seconds": None})

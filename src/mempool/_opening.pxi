@@ -505,6 +505,8 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
         refuse(array, content, status, error, binding, config)
     array._layout = layout_of(array, is_fortran(content), mode == "r")
     array._trace()
+    if array._is_file:
+        note_file(array)
     return array
 
 

@@ -2,6 +2,8 @@
 
 
 cdef object _pool_number = iter(range(1, 1 << 62))
+cdef object _pool_key = iter(range(1, 1 << 62))
+cdef dict _alive_pools = {}  # weak references by age
 
 
 @cython.no_gc_clear
@@ -86,7 +88,8 @@ leak_detection=None, account=None, name=None)\n--\n
         config.zero_on_release = check_bool(zero_on_release, "zero_on_release")
         config.source = NULL
         leaks = leak_mode(leak_detection)
-        own, weak, waiters = Account(name, parent=account), weak_reference(self), _deque()
+        key = next(_pool_key)
+        own, weak, waiters = Account(name, parent=account), weak_reference(self, _Forget(_alive_pools, key)), _deque()
         config.account = (<Account>own)._c
         if self._c is not NULL:  # an argument's __index__, or the collector, may have initialised this very pool
             raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
@@ -98,6 +101,7 @@ leak_detection=None, account=None, name=None)\n--\n
         self._set_leaks(leaks)
         self._generation = mp_fork_generation()
         self.name, self.account, self._weak, self._waiters = name, own, weak, waiters
+        _alive_pools[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:

@@ -8,6 +8,8 @@ cdef object random_bytes
 from os import urandom as random_bytes
 
 cdef object _slab_number = iter(range(1, 1 << 62))
+cdef object _slab_key = iter(range(1, 1 << 62))
+cdef dict _alive_slabs = {}  # weak references by age
 
 
 cdef inline void end_slab_view(mp_slab *slab, void *item) noexcept:
@@ -131,6 +133,8 @@ cdef class SlabAllocator:
         config.seed = int.from_bytes(random_bytes(8), "little")
         config.source = NULL
         own = Account(name, parent=account)
+        key = next(_slab_key)
+        weak = weak_reference(self, _Forget(_alive_slabs, key))
         config.account = (<Account>own)._c
         self._check_unused()  # an argument's __index__, or the collector, may have initialised this very slab
         if mp_slab_create(&config, &self._c) != MP_OK:
@@ -140,6 +144,7 @@ cdef class SlabAllocator:
         self._item_size = config.item_size
         self._wanted = config.max_items
         self.name, self.dtype, self.account = name, dtype, own
+        _alive_slabs[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:
