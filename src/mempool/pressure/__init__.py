@@ -1,5 +1,6 @@
 """Memory pressure: watched, judged, answered before the process is killed."""
 
+from mempool.pressure.batches import AsyncBatches, Batches, adaptive_batches
 from mempool.pressure.callbacks import Registration
 from mempool.pressure.cleanup import CleanupReport, CleanupStep, cleanup
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
@@ -7,10 +8,14 @@ from mempool.pressure.monitor import PressureMonitor, Simulation
 from mempool.pressure.reclaim import ItemStats, Shrinkable, Shrinker, register, unregister
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.schedule import CleanupSchedule, process_schedule
+from mempool.pressure.sizing import BatchSizer
 from mempool.pressure.trend import Forecast
 from mempool.pressure.watching import SourceStatus
 
 __all__ = [
+    "AsyncBatches",
+    "BatchSizer",
+    "Batches",
     "CallbackStats",
     "CleanupReport",
     "CleanupSchedule",
@@ -27,6 +32,7 @@ __all__ = [
     "Simulation",
     "SourceStatus",
     "Thresholds",
+    "adaptive_batches",
     "cleanup",
     "process_schedule",
     "register",
