@@ -3,6 +3,7 @@
 from mempool.pressure.batches import AsyncBatches, Batches, adaptive_batches
 from mempool.pressure.callbacks import Registration
 from mempool.pressure.cleanup import CleanupReport, CleanupStep, cleanup
+from mempool.pressure.default import default_monitor
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
 from mempool.pressure.monitor import PressureMonitor, Simulation
 from mempool.pressure.reclaim import ItemStats, Shrinkable, Shrinker, register, unregister
@@ -34,6 +35,7 @@ __all__ = [
     "Thresholds",
     "adaptive_batches",
     "cleanup",
+    "default_monitor",
     "process_schedule",
     "register",
     "unregister",

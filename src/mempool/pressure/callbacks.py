@@ -1,10 +1,11 @@
 """Who is told, in which order, and what becomes of what they raise.
 
-Callbacks run highest priority first, those of one priority in the order in which they came, outside every lock, each in its own try. What
-one raises is counted, and logged with its traceback the first time; the others run all the same. One round runs at a time, so no callback
-is entered again while it runs; a coroutine function that has not finished is passed over.
+Callbacks run highest priority first, those of one priority in the order in which they came, outside every lock, each in its own
+try. What one raises is counted, and logged with its traceback the first time; the others run all the same. One round runs at a
+time, so no callback is entered again while it runs; a coroutine function that has not finished is passed over.
 
-The list is a tuple that is replaced, never changed: a round goes on over the one it began with, and skips who was cancelled meanwhile.
+The list is a tuple that is replaced, never changed: a round goes on over the one it began with, and skips who was cancelled
+meanwhile.
 """
 
 import functools
@@ -81,7 +82,9 @@ class Registration:
         That its calls took.
     """
 
-    def __init__(self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool) -> None:
+    def __init__(
+        self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool
+    ) -> None:
         self.level, self.priority = level, priority
         self.calls = self.errors = self.freed = 0
         self.seconds = 0.0
@@ -159,7 +162,9 @@ class Registration:
             return
         loop = self._loop or current_loop()
         if loop is None:
-            raise RuntimeError(f"async callback {self.name} was registered outside a running event loop, and none runs here")
+            raise RuntimeError(
+                f"async callback {self.name} was registered outside a running event loop, and none runs here"
+            )
         self._task = loop
         try:
             loop.call_soon_threadsafe(self._begin, loop, function, event)
@@ -275,5 +280,3 @@ class Callbacks:
         self._lock = threading.RLock()
         for one in self._all:
             one.forget_task()
-
-

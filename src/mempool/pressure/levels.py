@@ -13,7 +13,7 @@ __all__ = ["Level", "PressureEvent", "Thresholds"]
 _ROUNDING = 1e-9
 
 # Where CRITICAL begins if only `main` is given: as far above HIGH as 95 % is above 76 %.
-_CRITICAL_OVER_MAIN = 1.25
+CRITICAL_OVER_MAIN = 1.25
 
 
 class Level(IntEnum):
@@ -60,7 +60,9 @@ def _share(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a share such as 0.8, not {value!r}")
     if isnan(value) or not 0 < value <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {shown(value) if isinstance(value, int) else value!r}")
+        raise ValueError(
+            f"{name} must be above 0 and at most 1, got {shown(value) if isinstance(value, int) else value!r}"
+        )
     return float(value)
 
 
@@ -103,7 +105,7 @@ class Thresholds:
         high = parse_size(main, "main")
         if high == 0:
             raise ValueError(f"main must be more than 0 bytes, got {main!r}")
-        top = int(high * _CRITICAL_OVER_MAIN) if critical is None else parse_size(critical, "critical")
+        top = int(high * CRITICAL_OVER_MAIN) if critical is None else parse_size(critical, "critical")
         if top < high:
             raise ValueError(f"critical must not be below main, got {critical!r} and {main!r}")
         share = _share(preventive, "preventive")

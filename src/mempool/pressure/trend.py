@@ -1,7 +1,8 @@
 """History of readings, their trend, the forecast, and how often to look.
 
-The trend is the median of the slopes between all pairs of the last readings (Theil-Sen): a single garbage collection or a single large
-array does not turn it. How sure it is: the share by which rising pairs outnumber falling ones, less while there are few readings.
+The trend is the median of the slopes between all pairs of the last readings (Theil-Sen): a single garbage collection or a single
+large array does not turn it. How sure it is: the share by which rising pairs outnumber falling ones, less while there are few
+readings.
 """
 
 from collections import deque

@@ -1,13 +1,12 @@
 """One source as a monitor sees it: its last reading or why there is none, its latch, its trend."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from mempool.pressure.levels import Level, Thresholds
 from mempool.pressure.machine import Latch, Verdict, judge
 from mempool.pressure.sources.base import EventSource, Reading, Source
+from mempool.pressure.sources.custom import CallableSource
 from mempool.pressure.trend import Forecast, Trend
 
 __all__ = ["SourceStatus", "Watched", "as_source"]
@@ -48,29 +47,15 @@ class SourceStatus:
     errors: int
 
 
-class _Custom:
-    """A callable as a source."""
-
-    scope: Literal["own"] = "own"
-
-    def __init__(self, function: Callable[[], object]) -> None:
-        self._function = function
-        self.name = str(getattr(function, "__qualname__", None) or repr(function))
-
-    def read(self) -> Reading:
-        value = self._function()
-        if not isinstance(value, tuple) or len(value) != 2:
-            raise ValueError(f"{self.name} must return (used, limit) in bytes, not {value!r}")
-        return Reading(*value)
-
-
 def as_source(given: object) -> Source:
     """Return a source as it is, and a callable as one; `TypeError` for anything else."""
     if isinstance(given, Source):
         return given
     if callable(given):
-        return _Custom(given)
-    raise TypeError(f"a pressure source must have name, scope and read(), or return (used, limit) when called, not {given!r}")
+        return CallableSource(given)
+    raise TypeError(
+        f"a pressure source must have name, scope and read(), or return (used, limit) when called, not {given!r}"
+    )
 
 
 def checked(reading: object) -> Reading:
