@@ -357,15 +357,10 @@ def slabs() -> list[SlabAllocator]:
     return _core._slabs()
 
 
-def relieve(needed: int) -> int:
-    """Ask the reclaimers of accounts; bytes that they say they freed."""
-    return int(getattr(_reclaim, "relieve", int)(needed))
-
-
 _OF_PROCESS = (
     Entry(lambda floor: sum(pool.trim(floor) for pool in pools()), name="idle memory of pools", kind="idle"),
     Entry(lambda _: sum(slab.trim() for slab in slabs()), name="free slots of slabs", kind="idle"),
-    Entry(relieve, name="reclaimers"),
+    Entry(_reclaim.relieve, name="reclaimers"),
 )
 
 
