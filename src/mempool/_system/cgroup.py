@@ -98,6 +98,15 @@ class Cgroup:
         found = [Tightest(self.usage(path), limit, path) for limit, path in self._limits()]
         return min(found, key=lambda one: (one.limit - one.used, one.limit), default=None)
 
+    def judged(self) -> list[Tightest]:
+        """Return every limit and high mark (v2) of the group and its ancestors, each with the usage of its own group."""
+        marks = list(self._limits())
+        if self.version == 2:
+            highs = [(_bound(f"{level}/memory.high"), level) for level in self.levels]
+            marks += [Limit(mark, level) for mark, level in highs if mark is not None]
+        used = {path: self.usage(path) for _, path in marks}
+        return [Tightest(used[path], limit, path) for limit, path in marks]
+
     def high(self) -> int | None:
         """Return the bytes from which the kernel slows the group down and reclaims (v2); None: it does not."""
         if self.version == 1:
@@ -127,7 +136,7 @@ class Cgroup:
 
     def pressure_path(self) -> str | None:
         """Return the file of stall information (PSI) of this process's v2 group; None: there is none."""
-        return self._stall if self._stall and os.path.exists(self._stall) else None
+        return self._stall if self._stall and _is_there(self._stall) else None
 
     def _file(self, kind: str, level: str | None = None) -> str:
         return f"{level or self.path}/{_FILES[self.version][kind]}"
@@ -147,6 +156,15 @@ class Cgroup:
         except FileNotFoundError:
             return None
         return limit if limit < _UNLIMITED else None
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether a file exists; what may not be looked at is an error, not an absence."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _figure(path: str) -> int:
@@ -209,7 +227,7 @@ def _group(
     for directory in directories:
         if levels and not goes_on(directory):
             break
-        if os.path.exists(f"{directory}/{_FILES[version]['usage']}"):
+        if _is_there(f"{directory}/{_FILES[version]['usage']}"):
             levels.append(directory)
     return Cgroup(version, tuple(levels), stall) if levels else None
 
@@ -271,6 +289,6 @@ def _directory(root: _Root, member: bytes | None, mounts: list[tuple[bytes, byte
         base = joined(root, os.fsdecode(point)).rstrip("/")
         steps = [os.fsdecode(name) for name in names]
         directories = ["/".join([base, *steps[:depth]]) for depth in range(len(steps), -1, -1)]
-        if os.path.isdir(directories[0]):
+        if _is_there(directories[0]):
             return directories
     return None

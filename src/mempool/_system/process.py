@@ -22,6 +22,7 @@ __all__ = ["ProcessMemory", "address_space", "data", "memory", "peak_rss", "rss"
 _Root = str | os.PathLike[str]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_COLUMNS = 7  # of statm, since Linux 2.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ def memory(root: _Root = "/") -> ProcessMemory:
 def _statm(root: _Root, column: int) -> int:
     path = joined(root, "/proc/self/statm")
     words = read(path).split()
-    if len(words) <= column:
-        raise ValueError(f"{path}: expected {column + 1} numbers or more, found {len(words)}")
+    if len(words) != _COLUMNS:
+        raise ValueError(f"{path}: expected {_COLUMNS} numbers, found {words[:10]!r}")
     return number(words[column], path) * _PAGE
 
 
