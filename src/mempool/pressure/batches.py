@@ -16,6 +16,7 @@ from itertools import islice
 from operator import index
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
+from mempool._system import limits
 from mempool.pressure.cleanup import Mode
 from mempool.pressure.cleanup import cleanup as clean_up
 from mempool.pressure.levels import Level
@@ -27,7 +28,7 @@ __all__ = ["AsyncBatches", "Batches", "Monitor", "adaptive_batches"]
 T = TypeVar("T")
 
 PIECE = 32  # items pulled between two looks at the level
-LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run
+LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run, and between two readings of the room
 MODES: tuple[Mode, ...] = ("light", "standard", "aggressive")
 
 
@@ -350,12 +351,17 @@ def _weight(weigher: Callable[[T], int], item: T) -> int:
     return nbytes
 
 
-def _room_left() -> int | None:
-    """Bytes until the limit that binds."""
-    from mempool._system import limits
+class _RoomLeft:
+    """Bytes until the limit that binds, read anew when they are older than `LOOK_EVERY`."""
 
-    bound = limits.binding()
-    return max(0, bound.limit - bound.used)
+    def __init__(self) -> None:
+        self._read, self._room = float("-inf"), 0
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        if now - self._read >= LOOK_EVERY:
+            self._room, self._read = limits.binding().available, now
+        return self._room
 
 
 @overload
@@ -440,7 +446,7 @@ def adaptive_batches(
     """
     if max_bytes is not None and weigher is None:
         raise ValueError(f"max_bytes of {max_bytes!r} needs a weigher")
-    room = None if weigher is None else _room_left
+    room = None if weigher is None else _RoomLeft()
     sizer = BatchSizer(size, min_size=min_size, max_size=max_size, max_bytes=max_bytes, room=room)
     return start(iterable, sizer, monitor, weigher, parse_duration(max_wait, "max_wait"), clean_up if cleanup else None)
 
