@@ -57,7 +57,7 @@ def run(
     *,
     weigher: Callable[[Any], int] | None = None,
     max_wait: float = 0.0,
-    cleanup: Callable[[str], object] | None = None,
+    cleanup: Callable[[Any], object] | None = None,
     **options: Any,
 ) -> Batches[Any]:
     monitor = FakeMonitor() if monitor is None else monitor
@@ -74,7 +74,7 @@ def run_async(
     *,
     weigher: Callable[[Any], int] | None = None,
     max_wait: float = 0.0,
-    cleanup: Callable[[str], object] | None = None,
+    cleanup: Callable[[Any], object] | None = None,
     **options: Any,
 ) -> AsyncBatches[Any]:
     monitor = FakeMonitor() if monitor is None else monitor

@@ -34,7 +34,8 @@ def test_growth_is_slow_and_ends_at_the_most() -> None:
 
 
 def test_shrinking_is_fast() -> None:
-    assert sizes(BatchSizer(100), HIGH, HIGH, HIGH) == [50, 25, 12]
+    assert sizes(BatchSizer(100), *[HIGH] * 5) == [50, 25, 12, 12, 12]
+    assert sizes(BatchSizer(100), CRITICAL, HIGH) == [1, 1]
     assert sizes(BatchSizer(100, min_size=20), HIGH, HIGH, HIGH, HIGH) == [50, 25, 20, 20]
     assert sizes(BatchSizer(100, min_size=7), CRITICAL, CRITICAL) == [7, 7]
 
@@ -124,7 +125,7 @@ class Model:
         if level is CRITICAL:
             wanted = self.least
         elif level is HIGH:
-            wanted = self.size // 2
+            wanted = self.size if self.size <= self.first // 8 else max(self.first // 8, self.size // 2)
         elif level is ELEVATED:
             wanted = self.size if self.size <= self.first // 2 else max(self.first // 2, self.size * 3 // 4)
         else:

@@ -2,5 +2,17 @@
 
 from mempool._core import Account, root_account
 from mempool._reclaim import ReclaimerStats, reclaimers, register_reclaimer
+from mempool.accounting.guard import MemoryGuard, memory_limit
+from mempool.accounting.usage import MemoryUsage, memory_usage
 
-__all__ = ["Account", "ReclaimerStats", "reclaimers", "register_reclaimer", "root_account"]
+__all__ = [
+    "Account",
+    "MemoryGuard",
+    "MemoryUsage",
+    "ReclaimerStats",
+    "memory_limit",
+    "memory_usage",
+    "reclaimers",
+    "register_reclaimer",
+    "root_account",
+]

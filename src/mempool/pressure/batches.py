@@ -16,6 +16,9 @@ from itertools import islice
 from operator import index
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
+from mempool._system import limits
+from mempool.pressure.cleanup import Mode
+from mempool.pressure.cleanup import cleanup as clean_up
 from mempool.pressure.levels import Level
 from mempool.pressure.sizing import BatchSizer
 from mempool.units import parse_duration
@@ -25,8 +28,8 @@ __all__ = ["AsyncBatches", "Batches", "Monitor", "adaptive_batches"]
 T = TypeVar("T")
 
 PIECE = 32  # items pulled between two looks at the level
-LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run
-MODES = ("light", "standard", "aggressive")
+LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run, and between two readings of the room
+MODES: tuple[Mode, ...] = ("light", "standard", "aggressive")
 
 
 class Monitor(Protocol):
@@ -85,7 +88,7 @@ class _Run(Generic[T]):
         monitor: Monitor,
         weigher: Callable[[T], int] | None,
         max_wait: float,
-        cleanup: Callable[[str], object] | None,
+        cleanup: Callable[[Mode], object] | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sizer, self._monitor, self._weigher, self._cleanup, self._clock = sizer, monitor, weigher, cleanup, clock
@@ -119,7 +122,7 @@ class _Run(Generic[T]):
             cast("Any", self._monitor).poll()
         return self._monitor.level
 
-    def _due(self, level: Level) -> str | None:
+    def _due(self, level: Level) -> Mode | None:
         """Return the cleanup that is due: the next stage that the level allows, again only after it was lower."""
         self._stage = min(self._stage, int(level))
         if self._cleanup is None or self._stage >= int(level):
@@ -318,9 +321,9 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
             self._account(relieved, self._clock() - began, whole)
         return self._look(again=True)
 
-    async def _clean(self, cleanup: Callable[[str], object], mode: str) -> None:
+    async def _clean(self, cleanup: Callable[[Mode], object], mode: Mode) -> None:
         """Run what takes long in a thread, so that other tasks go on."""
-        if mode == MODES[0]:
+        if mode != MODES[-1]:
             cleanup(mode)
             return
         import asyncio
@@ -348,12 +351,17 @@ def _weight(weigher: Callable[[T], int], item: T) -> int:
     return nbytes
 
 
-def _room_left() -> int | None:
-    """Bytes until the limit that binds."""
-    from mempool._system import limits
+class _RoomLeft:
+    """Bytes until the limit that binds, read anew when they are older than `LOOK_EVERY`."""
 
-    bound = limits.binding()
-    return max(0, bound.limit - bound.used)
+    def __init__(self) -> None:
+        self._read, self._room = float("-inf"), 0
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        if now - self._read >= LOOK_EVERY:
+            self._room, self._read = limits.binding().available, now
+        return self._room
 
 
 @overload
@@ -438,11 +446,9 @@ def adaptive_batches(
     """
     if max_bytes is not None and weigher is None:
         raise ValueError(f"max_bytes of {max_bytes!r} needs a weigher")
-    room = None if weigher is None else _room_left
+    room = None if weigher is None else _RoomLeft()
     sizer = BatchSizer(size, min_size=min_size, max_size=max_size, max_bytes=max_bytes, room=room)
-    return start(
-        iterable, sizer, monitor, weigher, parse_duration(max_wait, "max_wait"), _cleaner() if cleanup else None
-    )
+    return start(iterable, sizer, monitor, weigher, parse_duration(max_wait, "max_wait"), clean_up if cleanup else None)
 
 
 def start(
@@ -451,7 +457,7 @@ def start(
     monitor: Monitor | None,
     weigher: Callable[[T], int] | None,
     max_wait: float,
-    cleanup: Callable[[str], object] | None,
+    cleanup: Callable[[Mode], object] | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Batches[T] | AsyncBatches[T]:
     """Make the run for a kind of iterable, with all that it uses."""
@@ -469,9 +475,3 @@ def _default_monitor() -> Monitor:
     from mempool.pressure.default import default_monitor
 
     return default_monitor()
-
-
-def _cleaner() -> Callable[[str], object]:
-    from mempool.pressure.cleanup import cleanup
-
-    return cleanup

@@ -3,7 +3,7 @@
     size
      max |---.                          .--'        NORMAL    grows by an eighth for each batch
          |    '-.                  .--'             ELEVATED  three quarters, but not below half of where it began
-         |       |            .--'                  HIGH      half
+         |       |            .--'                  HIGH      half, but not below an eighth of where it began
      min |       '-----.--'                         CRITICAL  the least
          +--------------------------------> batches
 
@@ -140,7 +140,7 @@ class BatchSizer:
         if level >= Level.CRITICAL:
             return self._min
         if level >= Level.HIGH:
-            return size // 2
+            return min(size, max(self._begin // 8, size // 2))
         if level >= Level.ELEVATED:
             return min(size, max(self._begin // 2, size * 3 // 4))
         return min(self._ceiling(), size + max(1, size // 8)) if self._calm else size
