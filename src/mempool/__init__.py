@@ -27,9 +27,13 @@ from mempool.errors import (
     StaleHandle,
 )
 from mempool.settings import configure
+from mempool.settings import follow as _follow
+from mempool.settings import lookup as _lookup
 
 TYPE_CHECKING = False  # as in typing, whose import costs more than all of this
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mempool import accounting as accounting
     from mempool import aio as aio
     from mempool import errors as errors
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from mempool import shared as shared
     from mempool import units as units
     from mempool.accounting.usage import memory_usage as memory_usage
+    from mempool.pressure.cleanup import cleanup as cleanup
+    from mempool.pressure.health import health as health
 
 __version__ = "0.1.0"
 
@@ -65,17 +71,23 @@ __all__ = [
     "__version__",
     "acquire",
     "anonymous_array",
+    "cleanup",
     "configure",
     "create_array",
     "default_pool",
     "guard_truncation",
+    "health",
     "memory_usage",
     "open_array",
 ]
 
 _SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
 
-_LAZY = {"memory_usage": "mempool.accounting.usage"}  # functions that load with their first use
+_LAZY = {  # functions that load with their first use
+    "cleanup": "mempool.pressure.cleanup",
+    "health": "mempool.pressure.health",
+    "memory_usage": "mempool.accounting.usage",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -92,3 +104,16 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *_SUBMODULES})
+
+
+def _follow_settings(changed: "Mapping[str, object]") -> None:
+    """Have cleanups at an interval, which load when the settings ask for them."""
+    if "gc_interval_seconds" in changed:
+        from mempool.pressure.schedule import follow_settings
+
+        follow_settings()
+
+
+_follow(_follow_settings)
+if _lookup("gc_interval_seconds") is not None:
+    _follow_settings({"gc_interval_seconds": None})

@@ -1,12 +1,13 @@
-"""Settings of the process. Keyword arguments come first, then `configure`, then the environment.
+"""Settings of the process. Keyword arguments come first, then `configure`, then the environment, then the profile.
 
-The variables are ``MEMPOOL_LIMIT`` and ``MEMPOOL_LEAK_DETECTION``.
+The variables are ``MEMPOOL_LIMIT``, ``MEMPOOL_LEAK_DETECTION``, ``MEMPOOL_THRESHOLD_MB``, ``MEMPOOL_CRITICAL_THRESHOLD_MB``,
+``MEMPOOL_GC_INTERVAL_SECONDS``, ``MEMPOOL_BATCH_SIZE`` and ``MEMPOOL_PROFILE``.
 """
 
 import os
 import sys
 
-from mempool.units import parse_size, shown
+from mempool.units import parse_duration, parse_size, shown
 
 TYPE_CHECKING = False  # `typing` would cost a third of the time that importing this package takes
 if TYPE_CHECKING:
@@ -15,18 +16,36 @@ if TYPE_CHECKING:
 __all__ = ["configure"]
 
 LEAK_MODES = ("off", "sampled", "full")
+MEGABYTE = 1_000_000  # as "MB" in a size
+
+# What a profile says where nobody says otherwise; every profile names the same settings.
+PROFILES: "dict[str, dict[str, object]]" = {
+    "development": {"leak_detection": "full", "batch_size": 100},
+    "testing": {"leak_detection": "full", "batch_size": 10},
+    "production": {"leak_detection": "sampled", "batch_size": 100},
+}
 
 _configured: dict[str, object] = {}
-_listeners: "list[Callable[[Mapping[str, object]], None]]" = []
+_listeners: "list[Callable[[Mapping[str, object]], None]]" = []  # may refuse
+_followers: "list[Callable[[Mapping[str, object]], None]]" = []  # are told when it is done
+
+
+def _one_of(choices: "tuple[str, ...]", value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value
 
 
 def parse_leak_mode(value: object, name: str = "leak_detection") -> str:
     """Return one of ``LEAK_MODES``; `TypeError` or `ValueError` names anything else."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(LEAK_MODES)}, not {value!r}")
-    if value not in LEAK_MODES:
-        raise ValueError(f"{name} must be one of {', '.join(LEAK_MODES)}, not {value!r}")
-    return value
+    return _one_of(LEAK_MODES, value, name)
+
+
+def parse_profile(value: object, name: str = "profile") -> str | None:
+    """Return the name of a profile, or None for none; `TypeError` or `ValueError` names anything else."""
+    return None if value is None else _one_of(tuple(PROFILES), value, name)
 
 
 def parse_limit(value: object, name: str = "limit") -> int | None:
@@ -41,11 +60,65 @@ def parse_limit(value: object, name: str = "limit") -> int | None:
     return size
 
 
-_PARSERS = {"limit": parse_limit, "leak_detection": parse_leak_mode}
+def _number(value: object, name: str, wanted: str, whole: bool) -> float | int:
+    """Return an int or, unless it must be `whole`, a float; both also from text."""
+    if isinstance(value, str):
+        try:
+            return int(value) if whole or value.strip().isdecimal() else float(value)
+        except ValueError:
+            raise ValueError(f"{name} must be {wanted}, not {value!r}") from None
+    if isinstance(value, float) and not whole:
+        return value
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be {wanted}, not {value!r}")
+    return int(value.__index__())  # type: ignore[attr-defined]
+
+
+def _shown(number: float | int) -> object:
+    return shown(number) if isinstance(number, int) else number
+
+
+def parse_megabytes(value: object, name: str = "megabytes") -> float | int | None:
+    """Return megabytes of 1 000 000 bytes, or None; `ValueError` for what is not above zero or beyond all addresses."""
+    if value is None:
+        return None
+    number = _number(value, name, "a number of megabytes", whole=False)
+    if not 0 < number <= sys.maxsize // MEGABYTE:
+        raise ValueError(f"{name} must be more than 0 and within what can be addressed, got {_shown(number)}")
+    return number
+
+
+def parse_interval(value: object, name: str = "interval") -> float | None:
+    """Return seconds; None for none, which zero and infinity mean too."""
+    if value is None:
+        return None
+    seconds = parse_duration(value, name)
+    return seconds if 0 < seconds < float("inf") else None
+
+
+def parse_count(value: object, name: str = "count") -> int | None:
+    """Return a count of at least 1, or None for none; `TypeError` or `ValueError` names anything else."""
+    if value is None:
+        return None
+    count = int(_number(value, name, "a whole number", whole=True))
+    if not 1 <= count <= sys.maxsize:
+        raise ValueError(f"{name} must be at least 1 and fit a machine word, got {shown(count)}")
+    return count
+
+
+_PARSERS = {
+    "limit": parse_limit,
+    "leak_detection": parse_leak_mode,
+    "threshold_mb": parse_megabytes,
+    "critical_threshold_mb": parse_megabytes,
+    "gc_interval_seconds": parse_interval,
+    "batch_size": parse_count,
+    "profile": parse_profile,
+}
 
 
 def configure(**settings: object) -> None:
-    """Set defaults for the whole process; the default pool follows at once.
+    """Set defaults for the whole process; what runs already follows at once.
 
     Parameters
     ----------
@@ -53,6 +126,15 @@ def configure(**settings: object) -> None:
         Most bytes that `default_pool` may reserve.
     leak_detection : {"off", "sampled", "full"}
         For every pool that is made without one.
+    threshold_mb, critical_threshold_mb : float or None
+        Megabytes (of 1 000 000 bytes) of the process at which pressure is high, and critical. None: fractions of the
+        limit that binds.
+    gc_interval_seconds : float, str or None
+        How often a cleanup runs in the background; None or 0: never.
+    batch_size : int or None
+        Items of a batch of `mempool.pressure.adaptive_batches`; None: 100.
+    profile : {"development", "testing", "production"} or None
+        Defaults for what neither `configure` nor the environment names.
 
     Raises
     ------
@@ -63,16 +145,59 @@ def configure(**settings: object) -> None:
     for name, value in settings.items():
         if name not in _PARSERS:
             raise TypeError(f"configure() has no setting {name!r}; there are {', '.join(_PARSERS)}")
-        parsed[name] = _PARSERS[name](value)
-    for listener in _listeners:
-        listener(parsed)
+        parsed[name] = _PARSERS[name](value, name)
+    before = {name: _configured[name] for name in parsed if name in _configured}
     _configured.update(parsed)
+    try:
+        changed = _with_profile(parsed)
+        _check_thresholds(parsed)
+        for listener in _listeners:
+            listener(changed)
+    except BaseException:
+        for name in parsed:
+            _configured.pop(name, None)
+        _configured.update(before)
+        raise
+    for follower in list(_followers):
+        follower(changed)
+
+
+def follow(follower: "Callable[[Mapping[str, object]], None]") -> None:
+    """Call `follower` with the settings that changed, by name, after each `configure`; what it raises comes out there."""
+    _followers.append(follower)
+
+
+def unfollow(follower: "Callable[[Mapping[str, object]], None]") -> None:
+    """Undo `follow`; nothing happens if it was undone."""
+    if follower in _followers:
+        _followers.remove(follower)
 
 
 def lookup(name: str) -> object:
-    """Return what `configure` or the environment says of a setting, None if neither does."""
+    """Return what `configure`, the environment or the profile says of a setting, None if none does."""
     if name in _configured:
         return _configured[name]
     variable = "MEMPOOL_" + name.upper()
     text = os.environ.get(variable)
-    return None if not text else _PARSERS[name](text, variable)
+    if text:
+        return _PARSERS[name](text, variable)
+    if name == "profile":
+        return None
+    profile = lookup("profile")
+    return None if profile is None else PROFILES[str(profile)].get(name)
+
+
+def _with_profile(parsed: "dict[str, object]") -> "dict[str, object]":
+    """Add what changes because another profile speaks for what nobody named."""
+    if "profile" not in parsed:
+        return parsed
+    spoken_for = next(iter(PROFILES.values()))
+    return {name: lookup(name) for name in spoken_for if name not in _configured} | parsed
+
+
+def _check_thresholds(parsed: "dict[str, object]") -> None:
+    if "threshold_mb" not in parsed and "critical_threshold_mb" not in parsed:
+        return
+    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
+    if isinstance(main, int | float) and isinstance(critical, int | float) and critical < main:
+        raise ValueError(f"critical_threshold_mb of {critical} is below threshold_mb of {main}")

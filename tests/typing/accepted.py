@@ -38,6 +38,18 @@ from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_acco
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
+from mempool.pressure import (
+    CleanupReport,
+    CleanupSchedule,
+    CleanupStep,
+    ItemStats,
+    PressureEvent,
+    Shrinkable,
+    Shrinker,
+    process_schedule,
+    register,
+    unregister,
+)
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
@@ -343,3 +355,33 @@ async def asyncio_streams(pool: BufferPool, path: Path) -> None:
     plain.write(b"")
     writer.write(await reader.read())
     assert_type(reader.exception(), BaseException | None)
+
+
+class Thumbnails:
+    name = "thumbnails"
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def shrink(self, nbytes: int) -> int:
+        return nbytes
+
+
+def cleanups(pool: BufferPool, slab: SlabAllocator, event: PressureEvent, cache: Thumbnails) -> None:
+    assert_type(mempool.cleanup(), CleanupReport)
+    report = mempool.cleanup("aggressive", background=True)
+    assert_type(report.wait(1.0), bool)
+    assert_type(report.steps, tuple[CleanupStep, ...])
+    assert_type(report.freed, int)
+    assert_type(report.steps[0].error, str | None)
+    shrinkable: Shrinkable = cache
+    register(shrinkable)
+    unregister(cache)
+    shrinker = Shrinker([pool, slab, cache, lambda needed: needed, lambda needed: None], floor="8 MiB")
+    assert_type(shrinker(event), int)
+    assert_type(Shrinker.of_process(floor=0).stats(), tuple[ItemStats, ...])
+    with CleanupSchedule("10m", "light") as schedule:
+        schedule.interval = 5
+        assert_type(schedule.last, CleanupReport | None)
+    assert_type(process_schedule(), CleanupSchedule | None)

@@ -110,6 +110,15 @@ class Cgroup:
         found = [Tightest(self.usage(path), limit, path) for limit, path in self._limits()]
         return min(found, key=lambda one: (one.limit - one.used, one.limit), default=None)
 
+    def judged(self) -> list[Tightest]:
+        """Return every limit and high mark (v2) of the group and its ancestors, each with the usage of its own group."""
+        marks = list(self._limits())
+        if self.version == 2:
+            highs = [(_bound(f"{level}/memory.high"), level) for level in self.levels]
+            marks += [Limit(mark, level) for mark, level in highs if mark is not None]
+        used = {path: self.usage(path) for _, path in marks}
+        return [Tightest(used[path], limit, path) for limit, path in marks]
+
     def high(self) -> int | None:
         """Return the bytes from which the kernel slows the group down and reclaims (v2); None: it does not."""
         if self.version == 1:

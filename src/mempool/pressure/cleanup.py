@@ -1,1 +1,293 @@
-"""`cleanup`: garbage, idle memory, caches, malloc, pages; each step says what it freed."""
+"""`cleanup`: garbage, idle memory, caches, malloc, pages; each step says what it freed.
+
+    light        young garbage; idle memory beyond what is lent
+    standard     all garbage; idle memory; slabs; reclaimers and caches for a quarter; malloc
+    aggressive   garbage until none is left; the same, for all they have; malloc; pages of mapped files
+
+A monitor's `Shrinker` acts when memory is short, and collects no garbage: it runs in the middle of other work. A cleanup is called
+where the program has time for it, or queued, and then has a thread for as long as it takes.
+"""
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+from mempool import _core, _reclaim
+from mempool._system import process
+from mempool.pressure import reclaim
+
+__all__ = ["CleanupReport", "CleanupStep", "cleanup"]
+
+Mode: TypeAlias = Literal["light", "standard", "aggressive"]
+
+_log = logging.getLogger("mempool.pressure")
+
+_GC_PASSES = 3  # what finalizers bring back is garbage for the next pass
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupStep:
+    """What one step did.
+
+    Attributes
+    ----------
+    name : str
+        ``"garbage"``, ``"pools"``, ``"slabs"``, ``"reclaimers"``, ``"malloc"``, ``"pages"``, or the name of a cache.
+    freed : int
+        Bytes that the process has less: what pools and slabs gave back, for the other steps how far resident memory fell.
+        What other threads take or give meanwhile is in it.
+    seconds : float
+        How long it took.
+    detail : str
+        What else there is to say: objects collected, bytes that a cache let go of.
+    error : str or None
+        What it raised; it is logged too, and the other steps ran.
+    """
+
+    name: str
+    freed: int
+    seconds: float
+    detail: str
+    error: str | None
+
+
+class CleanupReport:
+    """What a cleanup did. One that is queued may still be at it; `steps` and `freed` wait for its end.
+
+    Attributes
+    ----------
+    mode : str
+        As it was called.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode: Mode = mode
+        self._steps: list[CleanupStep] = []
+        self._ended = threading.Event()
+        self._pid = os.getpid()
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended."""
+        return self._here()._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for its end, at most this many seconds (None: as long as it takes); whether it ended.
+
+        What is called by a step of a cleanup does not wait: it might be this one.
+        """
+        return self.done if _is_cleaning() else self._here()._ended.wait(timeout)
+
+    @property
+    def steps(self) -> tuple[CleanupStep, ...]:
+        """What ran, in this order; empty for a cleanup that was called by a step of another."""
+        self.wait()
+        return tuple(self._steps)
+
+    @property
+    def freed(self) -> int:
+        """Bytes that all steps together freed."""
+        return sum(step.freed for step in self.steps)
+
+    @property
+    def seconds(self) -> float:
+        """Time that all steps together took."""
+        return sum(step.seconds for step in self.steps)
+
+    def __repr__(self) -> str:
+        if not self.done:
+            return f"<CleanupReport {self.mode}, running>"
+        return f"<CleanupReport {self.mode}, {self.freed} bytes freed in {len(self._steps)} steps>"
+
+    def __str__(self) -> str:
+        rows = [f"{step.name:<24} {step.freed:>14,} bytes {step.seconds:>9.4f} s  {step.detail}" for step in self.steps]
+        return "\n".join([*rows, f"{self.mode + ', in all':<24} {self.freed:>14,} bytes {self.seconds:>9.4f} s"])
+
+    def _here(self) -> "CleanupReport":
+        """Return the report as it is in this process: a child of fork has not the thread that was at it, so it ended here."""
+        if self._pid != os.getpid():
+            self._pid, self._ended = os.getpid(), threading.Event()
+            self._ended.set()
+        return self
+
+
+# ---- the steps
+
+_Step: TypeAlias = Callable[[], tuple[int | None, str]]  # bytes freed, None: as measured; and the detail
+
+
+def _collect(generation: int, passes: int) -> tuple[None, str]:
+    found = 0
+    for _ in range(passes):
+        more = gc.collect(generation)
+        found += more
+        if not more:
+            break
+    return None, f"{found} objects"
+
+
+def _trim_excess() -> tuple[int, str]:
+    pools = reclaim.pools()
+    return sum(pool.trim(pool.stats().in_use) for pool in pools), f"{len(pools)} pools"
+
+
+def _trim_pools() -> tuple[int, str]:
+    pools = reclaim.pools()
+    return sum(pool.trim() for pool in pools), f"{len(pools)} pools"
+
+
+def _trim_slabs() -> tuple[int, str]:
+    slabs = reclaim.slabs()
+    return sum(slab.trim() for slab in slabs), f"{len(slabs)} slabs"
+
+
+def _relieve(share: int) -> tuple[None, str]:
+    now = reclaim.held(process.rss)
+    return None, f"{_reclaim.relieve(max(now.resident or 0, now.external) // share)} bytes, as they say"
+
+
+def _shrink(cache: reclaim.Shrinkable, share: int) -> tuple[None, str]:
+    held = cache.nbytes
+    asked = -(-held // share)
+    said = cache.shrink(asked) if asked > 0 else 0
+    _trim_pools()  # where it kept buffers
+    return None, f"{said} of {held} bytes let go"
+
+
+def _trim_malloc() -> tuple[None, str]:
+    return None, "" if reclaim.trim_malloc() else "had nothing to give"
+
+
+def _page_out() -> tuple[None, str]:
+    advised = _core._page_out()
+    return None, f"{advised} bytes advised"
+
+
+def _steps_of(mode: Mode) -> list[tuple[str, _Step]]:
+    if mode == "light":
+        return [("garbage", partial(_collect, 1, 1)), ("pools", _trim_excess)]
+    share = 4 if mode == "standard" else 1
+    caches = [(name, partial(_shrink, cache, share)) for name, cache in reclaim.registered()]
+    return [
+        ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
+        ("pools", _trim_pools),
+        ("slabs", _trim_slabs),
+        ("reclaimers", partial(_relieve, share)),
+        *caches,
+        ("malloc", _trim_malloc),
+        *([("pages", _page_out)] if mode == "aggressive" else []),
+    ]
+
+
+def _take(name: str, act: _Step) -> CleanupStep:
+    before, start = reclaim.held(process.rss), time.perf_counter()
+    freed, detail, error = None, "", None
+    try:
+        freed, detail = act()
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        _log.exception("cleanup: %s failed", name)
+    seconds = time.perf_counter() - start
+    if freed is None:
+        freed = before.less(reclaim.held(process.rss))
+    return CleanupStep(name, freed, seconds, detail, error)
+
+
+# ---- running them
+
+_cleaning: dict[tuple[int, int], bool] = {}  # process and thread; single steps of a dict need no lock
+_queued: dict[tuple[int, Mode], CleanupReport] = {}
+_turns: dict[
+    int, threading.Lock
+] = {}  # by process: a child of fork finds its parent's lock as the thread it has not left it
+
+
+def _is_cleaning() -> bool:
+    return (os.getpid(), threading.get_ident()) in _cleaning
+
+
+def run(report: CleanupReport) -> None:
+    """Do all of a cleanup in this thread."""
+    me = os.getpid(), threading.get_ident()
+    _cleaning[me] = True
+    try:
+        for name, act in _steps_of(report.mode):
+            report._steps.append(_take(name, act))
+    finally:
+        _cleaning.pop(me, None)
+        report._ended.set()
+
+
+def _run_queued(report: CleanupReport) -> None:
+    with _turns.setdefault(os.getpid(), threading.Lock()):
+        _queued.pop((report._pid, report.mode), None)
+        run(report)
+
+
+def _queue(report: CleanupReport) -> CleanupReport:
+    """Give it a thread, unless one of its kind waits for its turn already: that will do."""
+    waiting = _queued.setdefault((report._pid, report.mode), report)
+    if waiting is report:
+        try:
+            threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
+        except (RuntimeError, MemoryError):  # no more threads, as may be where memory is short, and at exit
+            _run_queued(report)
+    return waiting
+
+
+def checked_mode(mode: Mode) -> Mode:
+    """Return the mode; `TypeError` or `ValueError` names what is none."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be light, standard or aggressive, not {mode!r}")
+    if mode not in ("light", "standard", "aggressive"):
+        raise ValueError(f"mode must be light, standard or aggressive, not {mode!r}")
+    return mode
+
+
+def cleanup(mode: Mode = "light", *, background: bool | None = None) -> CleanupReport:
+    """Give back memory that is not needed now.
+
+    Parameters
+    ----------
+    mode : {"light", "standard", "aggressive"}
+        Light is quick: young garbage, and idle memory beyond what is lent. Standard collects all garbage, empties pools, has
+        caches give up a quarter, and trims malloc. Aggressive leaves caches with nothing, and advises the OS to page out
+        mapped files.
+    background : bool, optional
+        Whether it runs in a thread of its own while this call returns. None: standard does; light and aggressive run at once. Of
+        several that are queued and have not begun one runs, for all.
+
+    Returns
+    -------
+    CleanupReport
+        Each step with what it freed. Reading it waits for the end.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another mode.
+
+    Examples
+    --------
+    >>> report = cleanup("aggressive")
+    >>> [step.name for step in report.steps][:2]
+    ['garbage', 'pools']
+    >>> report.freed >= 0
+    True
+    >>> cleanup("standard").wait(30)
+    True
+    """
+    report = CleanupReport(checked_mode(mode))
+    if _is_cleaning():  # a finalizer or a cache calls this: what is running will do
+        report._ended.set()
+        return report
+    if background if background is not None else mode == "standard":
+        return _queue(report)
+    run(report)
+    return report

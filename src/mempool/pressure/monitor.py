@@ -1,1 +1,515 @@
-"""`PressureMonitor`: sources are read, levels decided, callbacks run."""
+"""`PressureMonitor`: sources are read, levels decided, callbacks run.
+
+    sources --read--> watched --State.update--> level --Callbacks--> bytes freed
+       |                                          |
+       +-- events: poll now                       +-- Waiters: relief
+
+One round of reading runs at a time (`_reading`), and one round of callbacks (`_telling`), which no lock covers: a thread that
+polls while another one's callbacks run decides the level and leaves what is to be told to that one. A thread that is inside a
+round already (a callback or a source that polls) gets the level as it is. Rejected: one lock around it all. A callback that waits
+for a thread that polls would stop both.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, overload
+
+from mempool.pressure.callbacks import Callback, Callbacks, Registration
+from mempool.pressure.levels import Level, PressureEvent, Thresholds
+from mempool.pressure.options import Options
+from mempool.pressure.reclaim import Item, Shrinker
+from mempool.pressure.records import CallbackStats, MonitorStats
+from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
+from mempool.pressure.sources import default_sources
+from mempool.pressure.state import Kind, State
+from mempool.pressure.trend import Forecast, next_interval
+from mempool.pressure.waiting import TaskWaiter, ThreadWaiter, Waiters
+from mempool.pressure.watching import SourceStatus, Watched, as_source
+from mempool.units import parse_duration
+
+__all__ = ["PressureMonitor", "Simulation"]
+
+_LONGEST_NAP = 5.0  # of a waiter that will be woken: a loop that runs the monitor may be closed without a word
+_MOST_ROUNDS = 8  # of callbacks in one poll; callbacks that simulate levels could go on for ever
+_FIRST_PRIORITY = 1 << 62  # of what costs nobody anything: idle memory
+
+
+def _level(value: object, lowest: Level = Level.NORMAL) -> Level:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"level must be a Level, not {value!r}")
+    level = Level(value)
+    if level < lowest:
+        raise ValueError(f"level must be {lowest.name} or higher, not {level.name}")
+    return level
+
+
+class Simulation:
+    """A level that is simulated, until `end` or the end of a `with`."""
+
+    def __init__(self, monitor: "PressureMonitor", level: Level) -> None:
+        self.level = level
+        self._monitor = monitor
+
+    def end(self) -> None:
+        """Let the level be that of the sources again; idempotent."""
+        self._monitor._simulate(Level.NORMAL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+class PressureMonitor(Options):
+    """Watches how near memory is to its limits, and calls for room before it is reached.
+
+    Parameters
+    ----------
+    thresholds : Thresholds, optional
+        Where levels begin. None: the settings ``threshold_mb`` and ``critical_threshold_mb`` if they are set, as they are at each
+        poll, else ``Thresholds.fractions()``.
+    sources : iterable, optional
+        What to watch: sources of `mempool.pressure.sources`, or callables that return ``(used, limit)`` in bytes. None: all that
+        there is.
+    interval : float or str, optional
+        Seconds between the polls of a started monitor. None: as often as memory grows towards the next threshold, and at rest so
+        seldom that a poll costs less than a thousandth of a core.
+    clock : callable, optional
+        Returns seconds; `time.monotonic` if not given. Real waiting is in real time all the same.
+    hysteresis : float
+        A level is left at its threshold x (1 - hysteresis).
+    min_dwell : float or str
+        Seconds that a level lasts at least.
+    reclaim : iterable or callable
+        What is shrunk first, as for `Shrinker`: pools, slabs, caches. Or a callback that makes room by itself.
+    reminder : float or str
+        Callbacks are told again after so many seconds in which a level lasted, then after twice as many, up to five minutes.
+
+    Examples
+    --------
+    >>> from mempool.pressure import Level, PressureMonitor, Thresholds
+    >>> memory = [10]
+    >>> monitor = PressureMonitor(Thresholds(main=100, critical=120), sources=[lambda: (memory[0], 200)])
+    >>> @monitor.on(Level.HIGH)
+    ... def make_room(event):
+    ...     print(event.level.name, event.used)
+    >>> monitor.poll()
+    <Level.NORMAL: 0>
+    >>> memory[0] = 110
+    >>> monitor.poll()
+    HIGH 110
+    <Level.HIGH: 2>
+    """
+
+    def __init__(
+        self,
+        thresholds: Thresholds | None = None,
+        *,
+        sources: Iterable[object] | None = None,
+        interval: float | str | None = None,
+        clock: Callable[[], float] | None = None,
+        hysteresis: float = 0.05,
+        min_dwell: float | str = 1.0,
+        reclaim: Iterable[Item] | Callback = (),
+        reminder: float | str = 5.0,
+    ) -> None:
+        super().__init__(thresholds, interval, hysteresis, min_dwell)
+        self._clock = time.monotonic if clock is None else clock
+        self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
+        self._callbacks, self._waiters = Callbacks(), Waiters()
+        self._state = State(parse_duration(reminder, "reminder"))
+        self._locks()
+        self._runner: ThreadRunner | LoopRunner | None = None
+        self._lost_thread = False
+        self._polls = self._events = self._muted = 0
+        self._cost = 0.0
+        self._register_reclaim(reclaim)
+        watch_forks(self)
+
+    def _locks(self) -> None:
+        self._reading, self._lock = threading.RLock(), threading.RLock()
+        self._inside: set[int] = set()
+        self._telling = self._more = False
+
+    def _register_reclaim(self, reclaim: Iterable[Item] | Callback) -> None:
+        if callable(reclaim):
+            make_room: Callback = reclaim
+        else:
+            items = tuple(reclaim)
+            if not items:
+                return
+            make_room = Shrinker(items)
+        self._callbacks.add(make_room, Level.ELEVATED, _FIRST_PRIORITY, weak=False)
+
+    # ---- callbacks ----
+
+    @overload
+    def on(self, level: Level, callback: Callback, *, priority: int = 0, weak: bool = True) -> Registration: ...
+    @overload
+    def on(
+        self, level: Level, callback: None = None, *, priority: int = 0, weak: bool = True
+    ) -> Callable[[Callback], Registration]: ...
+    def on(
+        self, level: Level, callback: Callback | None = None, *, priority: int = 0, weak: bool = True
+    ) -> Registration | Callable[[Callback], Registration]:
+        """Call `callback(event)` when the level rises to `level` or past it, and at reminders while that lasts. Also a decorator.
+
+        Parameters
+        ----------
+        level : Level
+            ELEVATED, HIGH or CRITICAL.
+        callback : callable
+            Takes a `PressureEvent`, and returns the bytes that it freed, or None. A coroutine function runs on the loop that it was
+            registered on, and nobody waits for it.
+        priority : int
+            Higher ones run first. Once a callback has freed so much that the level has sunk, those registered for higher levels
+            than that are spared.
+        weak : bool
+            Whether a bound method goes with its object.
+
+        Returns
+        -------
+        Registration
+            With `cancel()`.
+        """
+        lowest = _level(level, Level.ELEVATED)
+        if callback is None:
+            return lambda function: self._callbacks.add(function, lowest, priority, weak=weak)
+        return self._callbacks.add(callback, lowest, priority, weak=weak)
+
+    @overload
+    def on_relief(self, callback: Callback, *, priority: int = 0, weak: bool = True) -> Registration: ...
+    @overload
+    def on_relief(
+        self, callback: None = None, *, priority: int = 0, weak: bool = True
+    ) -> Callable[[Callback], Registration]: ...
+    def on_relief(
+        self, callback: Callback | None = None, *, priority: int = 0, weak: bool = True
+    ) -> Registration | Callable[[Callback], Registration]:
+        """Call `callback(event)` each time the level has fallen. Also a decorator; parameters as for `on`."""
+        if callback is None:
+            return lambda function: self._callbacks.add(function, None, priority, weak=weak)
+        return self._callbacks.add(callback, None, priority, weak=weak)
+
+    @contextmanager
+    def suppressed(self) -> Iterator[None]:
+        """Run no callbacks inside; what they missed, they are told at the first poll after it, if it still holds."""
+        with self._lock:
+            self._muted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._muted -= 1
+
+    # ---- rounds ----
+
+    @property
+    def level(self) -> Level:
+        """The level after the last poll."""
+        if self._lost_thread:
+            self._restart()
+        return self._state.level
+
+    def poll(self) -> Level:
+        """Read every source, decide, and run the callbacks; the level after that.
+
+        Inside a callback it returns the level as it is. While another thread runs callbacks, they are left to that one.
+        """
+        if self._lost_thread:
+            self._restart()
+        with self._round() as first:
+            if first:
+                self._look()
+                self._tell()
+        return self._state.level
+
+    @contextmanager
+    def _round(self) -> Iterator[bool]:
+        """Mark this thread as inside a round; gives False if it was."""
+        me = threading.get_ident()
+        if me in self._inside:
+            yield False
+            return
+        self._inside.add(me)
+        try:
+            yield True
+        finally:
+            self._inside.discard(me)
+
+    def _look(self) -> Level:
+        """Read and decide; the level that memory is at, dwell aside."""
+        with self._reading:
+            began = time.thread_time()
+            now = self._clock()
+            for one in self._watched:
+                one.read(now)
+            with self._lock:
+                before = self._state.level
+                self._state.update(self._watched, self.thresholds, self._hysteresis, self._min_dwell, now)
+                after, settled = self._state.level, self._state.settled
+                self._polls += 1
+            self._cost += (time.thread_time() - began - self._cost) / min(self._polls, 8)
+        if after < before:
+            self._waiters.wake(after)
+        return settled
+
+    def _tell(self) -> None:
+        """Run the callbacks that are due, and those that other threads found due meanwhile."""
+        with self._lock:
+            self._more = self._telling
+            if self._telling:
+                return
+            self._telling = True
+        try:
+            for _ in range(_MOST_ROUNDS):
+                for _ in range(3):  # what was freed may be a relief at once
+                    if self._tell_one() is None:
+                        break
+                if not self._begin_round():
+                    return
+        except BaseException:
+            self._telling = False
+            raise
+        self._telling = False
+
+    def _begin_round(self) -> bool:
+        """Whether others found something due while callbacks ran; else the next to find something runs them."""
+        with self._lock:
+            self._telling, self._more = self._more, False
+            return self._telling
+
+    def _tell_one(self) -> Kind | None:
+        with self._lock:
+            due = None if self._muted else self._state.next_event()
+        if due is None:
+            return None
+        kind, event = due
+        if kind == "relief":
+            self._callbacks.relieve(event)
+            return kind
+        freed, level = self._callbacks.answer(event, self._look)
+        if freed:
+            with self._lock:
+                self._state.answered(level)
+        return kind
+
+    def simulate(self, level: Level) -> Simulation:
+        """Behave from now on as if memory stood at least at `level`: callbacks run before this returns.
+
+        Returns
+        -------
+        Simulation
+            Ends it, by `end()` or as a context manager; `simulate(Level.NORMAL)` does so too. Then the level is that of the last
+            readings, at once.
+        """
+        simulated = _level(level)
+        self._simulate(simulated)
+        return Simulation(self, simulated)
+
+    def _simulate(self, level: Level) -> None:
+        now = self._clock()
+        with self._lock:
+            before = self._state.level
+            self._state.simulate(level, now)
+            after = self._state.level
+        if after < before:
+            self._waiters.wake(after)
+        with self._round():
+            self._tell()
+
+    # ---- waiting ----
+
+    def wait_for_relief(self, level: Level = Level.HIGH, timeout: float | str | None = None) -> bool:
+        """Wait until the level is below `level`; whether it is.
+
+        A monitor that does not run is polled meanwhile, by this call. Inside a callback of this monitor nothing is waited for.
+
+        Parameters
+        ----------
+        level : Level
+            To be below.
+        timeout : float or str, optional
+            Most seconds to wait, of real time.
+        """
+        goal = _level(level, Level.ELEVATED)
+        end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout")
+        waiter = ThreadWaiter(goal)
+        self._waiters.add(waiter)
+        try:
+            while not self._relieved(goal):
+                left = None if end is None else end - time.monotonic()
+                if threading.get_ident() in self._inside or (left is not None and left <= 0):
+                    return False
+                waiter.sleep(self._nap(left, polled=self._runs_elsewhere()))
+            return True
+        finally:
+            self._waiters.remove(waiter)
+
+    async def relief(self, level: Level = Level.HIGH, timeout: float | str | None = None) -> bool:
+        """Wait as `wait_for_relief` does, without holding up the event loop."""
+        import asyncio
+
+        goal = _level(level, Level.ELEVATED)
+        end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout")
+        waiter = TaskWaiter(goal, asyncio.get_running_loop())
+        self._waiters.add(waiter)
+        try:
+            while not (self.level if self.running else self.poll()) < goal:
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                await waiter.sleep(self._nap(left, polled=self.running))
+            return True
+        finally:
+            self._waiters.remove(waiter)
+
+    def _relieved(self, goal: Level) -> bool:
+        return (self.level if self._runs_elsewhere() else self.poll()) < goal
+
+    def _runs_elsewhere(self) -> bool:
+        runner = self._runner
+        return self.running and runner is not None and runner.elsewhere
+
+    def _nap(self, left: float | None, *, polled: bool) -> float:
+        """Return how long a waiter may sleep: until woken where others poll, else until the next poll."""
+        longest = _LONGEST_NAP if polled else self._next_interval()
+        return longest if left is None else min(left, longest)
+
+    # ---- running ----
+
+    @property
+    def running(self) -> bool:
+        """Whether it polls on its own, in a thread or in an event loop."""
+        if self._lost_thread:
+            self._restart()
+        runner = self._runner
+        return runner is not None and runner.alive
+
+    def start(self) -> Self:
+        """Poll in a thread from now on; idempotent. In a child of `fork` the thread starts again at the first use."""
+        self._start(lambda: ThreadRunner(self))
+        return self
+
+    def stop(self) -> None:
+        """Poll no more, and wait for callbacks that run; idempotent. From inside a callback nothing is waited for."""
+        self._lost_thread = False
+        with self._lock:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.stop()
+        self._waiters.wake()
+
+    def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
+        self._lost_thread = False
+        with self._lock:
+            if self._runner is not None and self._runner.alive:
+                return
+            self._runner = make()
+        self._waiters.wake()
+
+    def _restart(self) -> None:
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        """Poll in the running event loop, whose thread then runs the callbacks."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        self._callbacks.bind(loop)
+        self._start(lambda: LoopRunner(self, loop))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _next_interval(self) -> float:
+        """Return seconds until a started monitor polls again."""
+        if self._interval is not None:
+            return self._interval
+        thresholds = self.thresholds
+        soon = [found for one in self._watched if (found := one.soon(thresholds)) is not None]
+        return next_interval(min(soon, default=None), self._cost, raised=self._state.level > Level.NORMAL)
+
+    def _count_event(self) -> None:
+        """Count a round that an event began."""
+        with self._lock:
+            self._events += 1
+
+    def _after_fork(self) -> None:
+        """In the child: no thread, no waiters, locks that nobody holds; a round that this thread is in goes on."""
+        me = threading.get_ident()
+        inside = me in self._inside
+        self._locks()
+        if inside:
+            self._inside.add(me)
+        self._callbacks.after_fork()
+        self._waiters.after_fork()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.abandon()
+            self._lost_thread = isinstance(runner, ThreadRunner)
+
+    # ---- what is shown ----
+
+    @property
+    def sources(self) -> tuple[SourceStatus, ...]:
+        """What is watched, what is not, and why."""
+        with self._lock:
+            return tuple(one.status() for one in self._watched)
+
+    def history(self) -> tuple[PressureEvent, ...]:
+        """Return the last rounds and the last changes of the level, oldest first."""
+        with self._lock:
+            return self._state.history()
+
+    def forecast(self) -> Forecast | None:
+        """Return the seconds until a limit is reached if memory goes on growing as it does; None if it does not grow.
+
+        How sure that is says `.confidence`, from 0 to 1, and `.source` which source it is about.
+        """
+        with self._lock:
+            return self._state.forecast
+
+    def stats(self) -> MonitorStats:
+        """Return counts and sums of one moment."""
+        running, interval = self.running, self._next_interval()
+        calls, errors, freed = self._callbacks.totals()
+        rows = tuple(
+            CallbackStats(one.name, one.level, one.calls, one.errors, one.freed, one.seconds)
+            for one in self._callbacks.all()
+        )
+        with self._lock:
+            state = self._state
+            return MonitorStats(
+                level=state.level,
+                running=running,
+                interval=interval,
+                polls=self._polls,
+                events=self._events,
+                rises=state.rises,
+                reliefs=state.reliefs,
+                reminders=state.reminders,
+                calls=calls,
+                errors=errors,
+                freed=freed,
+                waiting=len(self._waiters),
+                callbacks=rows,
+            )
+
+    def __repr__(self) -> str:
+        return f"<PressureMonitor {self._state.level.name}, {len(self._watched)} sources>"

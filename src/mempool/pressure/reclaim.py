@@ -1,1 +1,369 @@
-"""Making room: what a monitor asks to shrink, step by step, with a floor."""
+"""Making room: what a monitor asks to shrink, step by step, with a floor.
+
+    ELEVATED   idle memory of pools and slabs, then malloc's         costs nobody anything
+    HIGH       + reclaimers are asked for what is over,
+               + a quarter of each cache                             costs misses
+    CRITICAL   + the rest of each cache, a quarter at a time         down to the floor
+
+What a cache lets go of lands in malloc, or idle in a pool, and from there it does not leave the process by itself. So each step
+ends with giving that back, and is judged by what the process then has less of, not by what was claimed: a step that brought nothing
+is the last for this cache, or it would be emptied for nothing.
+
+Rejected: to judge by what an item says it freed. Entries that others still hold, and blocks in half-used pages, stay
+where they are.
+"""
+
+import logging
+import operator
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
+
+from mempool import _core, _reclaim
+from mempool._core import BufferPool, SlabAllocator, root_account
+from mempool._system import process
+from mempool.pressure.levels import Level, PressureEvent
+from mempool.units import parse_size
+
+__all__ = ["Item", "ItemStats", "Shrinkable", "Shrinker", "register", "unregister"]
+
+_log = logging.getLogger("mempool.pressure")
+
+_PARTS = 4  # a cache gives a quarter at a time
+_MOST_STEPS = 3 * _PARTS  # for one that gives less than it is asked, as its entries are of a size
+_FRUITLESS = 8  # a step that brings less than an eighth of what was asked brought nothing
+_TOLD = (
+    1 << 20
+)  # the resident figure of a process is late by up to some hundred KiB, so smaller steps are taken at their word
+_RELIEVED = 0.7  # of the limit: below where the first level begins, less its hysteresis
+
+
+@runtime_checkable
+class Shrinkable(Protocol):
+    """What can give up content, as a cache can: what is lost can be had again."""
+
+    @property
+    def name(self) -> str:
+        """For logs and reports."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds now."""
+
+    def shrink(self, nbytes: int, /) -> int:
+        """Let go of this many bytes, the least useful first; how many they were."""
+
+
+Item: TypeAlias = BufferPool | SlabAllocator | Shrinkable | Callable[[int], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStats:
+    """What one item was asked, and what it said.
+
+    Attributes
+    ----------
+    name : str
+        Of the item.
+    kind : str
+        ``"idle"`` for pools and slabs, ``"cache"`` for what has `shrink`, ``"asked"`` for a callable.
+    asks, errors : int
+        How often it was asked, and how often it raised.
+    freed : int
+        Bytes, as it said.
+    seconds : float
+        Time spent in it.
+    """
+
+    name: str
+    kind: str
+    asks: int
+    errors: int
+    freed: int
+    seconds: float
+
+
+class Entry:
+    """An item, and the book about it. Errors stay here: one item's do not keep others from shrinking."""
+
+    def __init__(self, item: Item, *, name: str | None = None, kind: str | None = None) -> None:
+        self.kind = kind or kind_of(item)
+        self.name = name or _name_of(item)
+        self.item: Callable[[], Item | None] = lambda: item
+        self.asks = self.errors = self.freed = 0
+        self.seconds = 0.0
+
+    def ask(self, nbytes: int) -> int:
+        """Ask for this many bytes; pools and slabs take them as what to keep idle. How many they say it were."""
+        item = self.item()
+        if item is None:  # a registered cache that has just gone
+            return 0
+        start = time.perf_counter()
+        try:
+            freed = _counted(_asking(item, self.kind)(nbytes))
+        except Exception:
+            self.errors += 1
+            if self.errors == 1:
+                _log.exception("%s could not shrink; further errors are counted, not logged", self.name)
+            return 0
+        finally:
+            self.asks += 1
+            self.seconds += time.perf_counter() - start
+        self.freed += freed
+        return freed
+
+    def size(self) -> int:
+        """Bytes that a cache holds, 0 if it cannot tell."""
+        item = self.item()
+        try:
+            return 0 if item is None else _counted(cast(Shrinkable, item).nbytes)
+        except Exception:
+            self.errors += 1
+            if self.errors == 1:
+                _log.exception("%s could not tell its size; further errors are counted, not logged", self.name)
+            return 0
+
+    def stats(self) -> ItemStats:
+        """Return what it was asked so far, and what it said."""
+        return ItemStats(self.name, self.kind, self.asks, self.errors, self.freed, self.seconds)
+
+
+def kind_of(item: object) -> str:
+    """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``."""
+    if isinstance(item, BufferPool | SlabAllocator):
+        return "idle"
+    if not isinstance(item, type):
+        if isinstance(item, Shrinkable):
+            return "cache"
+        if callable(item):
+            return "asked"
+    raise TypeError(f"only pools, slabs, callables, and what has name, nbytes and shrink can make room, not {item!r}")
+
+
+def _name_of(item: Item) -> str:
+    name = getattr(item, "name", None) or getattr(item, "__qualname__", None)
+    return name if isinstance(name, str) else type(item).__qualname__
+
+
+def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
+    if isinstance(item, BufferPool):
+        return item.trim
+    if isinstance(item, SlabAllocator):
+        return lambda _: item.trim()
+    return cast(Shrinkable, item).shrink if kind == "cache" else cast(Callable[[int], int | None], item)
+
+
+def _counted(said: int | None) -> int:
+    """Return bytes as an item reports them; None is for one that does not count."""
+    freed = 0 if said is None else operator.index(said)
+    if freed < 0:
+        raise ValueError(f"bytes freed must not be negative, got {freed}")
+    return freed
+
+
+# ---- who registered by itself
+
+_registered: dict[int, Entry] = {}  # by identity, as caches compare by content; single steps of a dict need no lock
+
+
+def register(item: Shrinkable) -> None:
+    """Have `Shrinker.of_process` shrink this too, as long as it lives: it is held weakly. Twice is as good as once.
+
+    Pools and slabs need not be registered.
+
+    Raises
+    ------
+    TypeError
+        For what has not `name`, `nbytes` and `shrink`, or cannot be held weakly.
+    """
+    if kind_of(item) != "cache":
+        raise TypeError(f"only what has name, nbytes and shrink can be registered, not {item!r}")
+    key = id(item)
+    if key not in _registered:
+        entry = Entry(item)
+        entry.item = weakref.ref(item, lambda _: _registered.pop(key, None))
+        _registered[key] = entry
+
+
+def unregister(item: Shrinkable) -> None:
+    """Have it shrunk no more. What was not registered is fine."""
+    _registered.pop(id(item), None)
+
+
+def registered() -> list[tuple[str, Shrinkable]]:
+    """Return what is registered and alive, with the name that it had then."""
+    found = [(entry.name, entry.item()) for entry in list(_registered.values())]
+    return [(name, cast(Shrinkable, item)) for name, item in found if item is not None]
+
+
+# ---- what the process has
+
+
+class Held(NamedTuple):
+    """Bytes of this process at one moment: resident (None: cannot be read), and taken from the OS by this package."""
+
+    resident: int | None
+    external: int
+
+    def less(self, later: "Held") -> int:
+        """Bytes that were held then and are not later, as seen by whoever sees more."""
+        resident = 0 if self.resident is None or later.resident is None else self.resident - later.resident
+        return max(resident, self.external - later.external, 0)
+
+
+def held(resident: Callable[[], int]) -> Held:
+    """Read what the process holds."""
+    try:
+        return Held(resident(), root_account().used)
+    except (OSError, ValueError):
+        return Held(None, root_account().used)
+
+
+# ---- shrinking
+
+
+class Shrinker:
+    """Makes room when a monitor calls it with an event. A monitor makes one of what it is given as ``reclaim=``.
+
+    Parameters
+    ----------
+    items : iterable
+        `BufferPool` and `SlabAllocator`, whose idle memory is trimmed; anything `Shrinkable`; callables, which are asked for a
+        number of bytes and return how many they freed. They are kept alive.
+    floor : int or str
+        Bytes of idle memory that each pool keeps, and of content that each cache keeps, whatever the level.
+    resident : callable
+        Bytes that the process has in memory, by which each step is judged. Without it: as the OS has it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an item that cannot make room, or a floor that is no size.
+
+    Examples
+    --------
+    >>> pool = BufferPool(idle_timeout=None)
+    >>> pool.acquire("8 MiB").release()
+    >>> make_room = Shrinker([pool])
+    >>> make_room(PressureEvent(Level.ELEVATED, Level.NORMAL, "test", 80, 100, 0.8, None, 0.0)) >= 8 << 20
+    True
+    >>> pool.stats().idle
+    0
+    """
+
+    def __init__(
+        self, items: Iterable[Item] = (), *, floor: int | str = 0, resident: Callable[[], int] = process.rss
+    ) -> None:
+        entries = [Entry(item) for item in items]
+        self._find: Callable[[], Iterable[Entry]] = lambda: entries
+        self._floor = parse_size(floor, "floor")
+        self._resident = resident
+        self._busy: dict[int, object] = {}  # by process id: a child of fork is not busy with what its parent does
+
+    @classmethod
+    def of_process(cls, *, floor: int | str = 0) -> "Shrinker":
+        """Return one for all that this process has: pools, slabs, what was registered, and the reclaimers of accounts.
+
+        What comes and goes later is looked for at each call.
+        """
+        shrinker = cls(floor=floor)
+        shrinker._find = of_process
+        return shrinker
+
+    def __call__(self, event: PressureEvent) -> int:
+        """Make room for an event; bytes that the process has less. 0 if it is already at it, in this thread or another."""
+        if event.level == Level.NORMAL:
+            return 0
+        token = object()
+        pid = os.getpid()
+        if self._busy.setdefault(pid, token) is not token:
+            return 0
+        try:
+            return self._make_room(event)
+        finally:
+            self._busy.pop(pid, None)
+
+    def stats(self) -> tuple[ItemStats, ...]:
+        """Return what each item that is there now was asked, and what it said."""
+        return tuple(entry.stats() for entry in self._find())
+
+    def _make_room(self, event: PressureEvent) -> int:
+        entries = list(self._find())
+        idle = [entry for entry in entries if entry.kind == "idle"]
+        freed = self._step(idle, lambda: None)
+        if event.level >= Level.HIGH:
+            needed = self._needed(event)
+            for entry in entries:
+                if entry.kind == "asked":
+                    freed += self._step(idle, lambda entry=entry: entry.ask(needed))  # type: ignore[misc]
+            for entry in entries:
+                if entry.kind == "cache":
+                    freed += self._shrink(entry, idle, 1 if event.level == Level.HIGH else _MOST_STEPS)
+        return freed
+
+    def _needed(self, event: PressureEvent) -> int:
+        """Bytes to ask for: what is over a relieved level, all at the worst, a tenth of memory where no figure is known."""
+        used = event.used or held(self._resident).resident or 0
+        if event.level == Level.CRITICAL:
+            return used
+        over = 0 if event.used is None or not event.limit else event.used - int(_RELIEVED * event.limit)
+        return over if over > 0 else used // 10
+
+    def _shrink(self, cache: Entry, idle: list[Entry], steps: int) -> int:
+        """Have a cache give up a quarter of what it has at each step, as long as that brings something."""
+        freed = part = 0
+        for _ in range(steps):
+            size = cache.size()
+            part = part or -(-size // _PARTS)
+            nbytes = min(part, size - self._floor)
+            if nbytes <= 0:
+                break
+            said = cache.freed
+            brought = self._step(idle, lambda nbytes=nbytes: cache.ask(nbytes))  # type: ignore[misc]
+            if nbytes < _TOLD:
+                brought = max(brought, cache.freed - said)
+            freed += brought
+            if brought <= nbytes // _FRUITLESS:
+                break
+        return freed
+
+    def _step(self, idle: list[Entry], act: Callable[[], object]) -> int:
+        """Run one step, give back what it left idle; bytes that the process has less."""
+        before = held(self._resident)
+        act()
+        trimmed = sum(entry.ask(self._floor) for entry in idle)
+        trim_malloc()
+        return max(before.less(held(self._resident)), trimmed)
+
+
+# ---- all that there is
+
+
+def trim_malloc() -> bool:
+    """Have malloc give free memory back to the OS; whether it had some. False where there is no such call."""
+    return _core._malloc_trim()
+
+
+def pools() -> list[BufferPool]:
+    """Return the pools of this process that are alive."""
+    return _core._pools()
+
+
+def slabs() -> list[SlabAllocator]:
+    """Return the slabs of this process that are alive."""
+    return _core._slabs()
+
+
+_OF_PROCESS = (
+    Entry(lambda floor: sum(pool.trim(floor) for pool in pools()), name="idle memory of pools", kind="idle"),
+    Entry(lambda _: sum(slab.trim() for slab in slabs()), name="free slots of slabs", kind="idle"),
+    Entry(_reclaim.relieve, name="reclaimers"),
+)
+
+
+def of_process() -> list[Entry]:
+    """Return what can make room in this process now."""
+    return [*_OF_PROCESS, *list(_registered.values())]

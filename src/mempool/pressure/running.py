@@ -1,1 +1,193 @@
-"""A monitor that polls on its own: in a thread, woken by events."""
+"""A monitor that polls on its own: in a thread or in an event loop, woken by events.
+
+The thread is a daemon, and ends in good order before the interpreter does. In the child of a `fork` there is none: the monitor
+starts one again at its first use there. The parent's goes on; Python 3.12 and later warn of a fork with threads running, and they
+are right to.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mempool.pressure.events import Events
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from mempool.pressure.monitor import PressureMonitor
+
+__all__ = ["LoopRunner", "ThreadRunner", "watch_forks"]
+
+log = logging.getLogger("mempool.pressure")
+
+_GRACE = 1.0  # seconds that the end of the interpreter waits for a callback
+
+
+class ThreadRunner:
+    """A thread that polls and waits in turn."""
+
+    def __init__(self, monitor: "PressureMonitor") -> None:
+        self._monitor = monitor
+        self._quit = False
+        self._events = Events(monitor._watched)
+        self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._events.close()
+            raise
+        _running.add(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it polls."""
+        return not self._quit
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it polls while this thread sleeps."""
+        return not self._quit and threading.current_thread() is not self._thread
+
+    def _run(self) -> None:
+        try:
+            while not self._quit:
+                self._poll()
+                if self._events.wait(self._monitor._next_interval()):
+                    self._monitor._count_event()
+        finally:
+            self._quit = True
+            self._events.close()
+
+    def _poll(self) -> None:
+        try:
+            self._monitor.poll()
+        except BaseException:  # SystemExit of a callback too: nobody else would poll
+            log.exception("a pressure monitor could not poll; it tries again")
+
+    def wake(self) -> None:
+        """Poll now."""
+        self._events.wake()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End the thread, and wait until it has; from inside it only the former."""
+        self._quit = True
+        self._events.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        _running.discard(self)
+
+    def abandon(self) -> None:
+        """In the child: the thread is not here; what it had open is."""
+        self._quit = True
+        self._events.close()
+        _running.discard(self)
+
+
+class LoopRunner:
+    """An event loop that polls at its turns."""
+
+    def __init__(self, monitor: "PressureMonitor", loop: "asyncio.AbstractEventLoop") -> None:
+        self._monitor, self._loop = monitor, loop
+        self._thread = threading.get_ident()
+        self._quit = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._events = Events(monitor._watched)
+        self._fd = self._events.fileno()
+        if self._fd >= 0:
+            try:
+                loop.add_reader(self._fd, self._event)
+            except NotImplementedError:  # Windows' proactor
+                self._fd = -1
+        loop.call_soon(self._turn)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it polls."""
+        return not self._quit and not self._loop.is_closed()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it polls while this thread sleeps."""
+        return self.alive and threading.get_ident() != self._thread
+
+    def _turn(self) -> None:
+        if self._quit:
+            return
+        self._events.calm()
+        self._poll()
+
+    def _event(self) -> None:
+        if self._events.take() and not self._quit:
+            self._monitor._count_event()
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self._monitor.poll()
+        except Exception:
+            log.exception("a pressure monitor could not poll; it tries again")
+        finally:
+            if not self._quit:
+                self._timer = self._loop.call_later(self._monitor._next_interval(), self._turn)
+
+    def wake(self) -> None:
+        """Poll soon."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._turn)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Poll no more; from any thread."""
+        self._quit = True
+        if threading.get_ident() == self._thread or self._loop.is_closed():
+            self._end()
+            return
+        with suppress(RuntimeError):  # closed meanwhile
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._fd >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        self._fd = -1
+        self._events.close()
+
+    def abandon(self) -> None:
+        """In the child: the loop is the parent's."""
+        self._quit = True
+        self._fd = -1
+        self._events.close()
+
+
+# ---- fork and exit ----
+
+_monitors: "weakref.WeakSet[PressureMonitor]" = weakref.WeakSet()
+_running: set[ThreadRunner] = set()
+
+
+def watch_forks(monitor: "PressureMonitor") -> None:
+    """From now on a fork finds it."""
+    _monitors.add(monitor)
+
+
+def _after_fork() -> None:
+    for monitor in list(_monitors):
+        monitor._after_fork()
+
+
+def _at_exit() -> None:
+    end = time.monotonic() + _GRACE
+    for runner in list(_running):
+        runner.stop(max(0.0, end - time.monotonic()))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

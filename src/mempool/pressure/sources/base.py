@@ -5,7 +5,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mempool.pressure.levels import Level
 
-__all__ = ["EventSource", "Reading", "Source"]
+__all__ = ["EventSource", "Reading", "Scope", "Source"]
+
+Scope = Literal["own", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +29,54 @@ class Reading:
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything that can be read. `read` raises `OSError` or `ValueError` for what is not there or makes no sense; the monitor goes on with
-    the other sources and shows the error in `PressureMonitor.sources`."""
+    """Anything that can be read."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in events, in `PressureMonitor.sources` and in errors."""
 
     @property
-    def scope(self) -> Literal["own", "shared"]:
-        """Own: what this program took (process, account, custom), judged by absolute thresholds too. Shared: by fractions alone."""
+    def scope(self) -> Scope:
+        """Which thresholds judge it.
 
-    def read(self) -> Reading: ...
+        ``"own"``: what this program took (process, account, custom), judged by absolute thresholds too. ``"shared"``: by fractions
+        alone.
+        """
+
+    def read(self) -> Reading:
+        """Read afresh.
+
+        Raises
+        ------
+        OSError, ValueError
+            For what is not there, or makes no sense. A monitor goes on with its other sources and shows the error.
+        """
 
 
 @runtime_checkable
 class EventSource(Source, Protocol):
-    """A source that can wake the monitor.
+    """A source that can wake a monitor.
 
-    The monitor opens it when it starts and after a fork, polls its descriptor, tells it of events, and closes it when it stops. `open` raises
-    `OSError` where there is nothing to watch; then the source is read at each poll like any other."""
+    The monitor opens it when it starts and after a fork, polls its descriptor, tells it of events, and closes it when it stops.
+    What cannot be opened is read at each poll like any other source.
+    """
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Begin to watch, anew if it watched already; `OSError` where there is nothing to watch."""
 
     def close(self) -> None:
-        """Idempotent."""
+        """Stop watching; idempotent."""
 
     def fileno(self) -> int:
-        """The descriptor to poll. It may change after `handle`, -1: none just now."""
+        """Return the descriptor to poll; -1: none just now. It may change with every `handle`."""
 
     @property
     def poll_events(self) -> int:
-        """As for `select.poll`: POLLPRI, POLLIN..."""
+        """As for `select.poll`: ``POLLPRI``, ``POLLIN``. asyncio's ``add_reader`` does not see the former."""
 
     def handle(self, events: int) -> bool:
-        """Take in what the descriptor reported. True: memory is short, poll now. Raises `OSError` if the watch is dead."""
+        """Take in what the descriptor reported. True: memory is short, read now. `OSError`: the watch is dead, call `close`.
+
+        It closes no descriptor that its caller may have in an epoll: if a child of `fork` has a copy of it, the kernel goes on to
+        report it, and nothing can take it out any more.
+        """

@@ -1,0 +1,163 @@
+"""One source as a monitor sees it: its last reading or why there is none, its latch, its trend."""
+
+import logging
+from dataclasses import dataclass
+
+from mempool.pressure.levels import Level, Thresholds
+from mempool.pressure.machine import Latch, Verdict, judge
+from mempool.pressure.sources.base import EventSource, Reading, Source
+from mempool.pressure.sources.custom import CallableSource
+from mempool.pressure.trend import Forecast, Trend
+
+__all__ = ["SourceStatus", "Watched", "as_source"]
+
+log = logging.getLogger("mempool.pressure")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """What a monitor watches, or why it does not.
+
+    Attributes
+    ----------
+    name : str
+        Of the source.
+    watched : bool
+        Whether its last reading took part in the level.
+    why : str
+        Why not; empty if it does.
+    events : str
+        ``"watched"``, or why the source cannot wake the monitor.
+    used, limit : int or None
+        Bytes, as last read.
+    level : Level
+        That this source alone stands for.
+    reads, errors : int
+        How often it was read, and how often that failed.
+    """
+
+    name: str
+    watched: bool
+    why: str
+    events: str
+    used: int | None
+    limit: int | None
+    level: Level
+    reads: int
+    errors: int
+
+
+def as_source(given: object) -> Source:
+    """Return a source as it is, and a callable as one; `TypeError` for anything else."""
+    if isinstance(given, Source):
+        return given
+    if callable(given):
+        return CallableSource(given)
+    raise TypeError(
+        f"a pressure source must have name, scope and read(), or return (used, limit) when called, not {given!r}"
+    )
+
+
+def checked(reading: object) -> Reading:
+    """Refuse what is no reading, and figures that are no bytes."""
+    if not isinstance(reading, Reading):
+        raise ValueError(f"a source must return a Reading, not {reading!r}")
+    figures: tuple[object, ...] = (reading.used, reading.limit)
+    for figure in figures:
+        if figure is not None and (isinstance(figure, bool) or not isinstance(figure, int) or figure < 0):
+            raise ValueError(f"a reading must be bytes or None, not {figure!r}")
+    return reading
+
+
+class Watched:
+    """One source, and what is known of it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.name
+        self.latch, self.trend = Latch(), Trend()
+        self.reading: Reading | None = None
+        self.why = "not read yet"
+        self.events = "not started" if isinstance(source, EventSource) else "has none"
+        self.figure: float | None = None
+        self.reads = self.errors = 0
+        self._odd = False
+
+    def read(self, now: float) -> None:
+        """Read it; a failure is kept as the reason why it is not watched."""
+        self.reads += 1
+        try:
+            self.reading = checked(self.source.read())
+        except Exception as error:
+            self._failed(error)
+            return
+        self.why = ""
+        if self.reading.used is not None:
+            self.trend.add(now, self.reading.used)
+
+    def _failed(self, error: Exception) -> None:
+        """Show it; what went away while it was watched, or breaks a source's contract, is logged too."""
+        gone, odd = self.reading is not None, not isinstance(error, OSError | ValueError)
+        self.errors += 1
+        self.reading, self.figure = None, None
+        self.why = f"{type(error).__name__}: {error}"
+        self.trend.clear()
+        if odd and not self._odd:
+            self._odd = True
+            log.error("pressure source %s raised; later errors of it are only counted", self.name, exc_info=error)
+        elif gone:
+            log.warning("pressure source %s can no longer be read: %s", self.name, self.why)
+
+    def verdict(self, thresholds: Thresholds, hysteresis: float) -> Verdict:
+        """Judge the last reading; what could not be read says nothing."""
+        reading = self.reading
+        if reading is None:
+            return judge(thresholds, hysteresis, None, None)
+        self.figure = thresholds.figure(reading.used, reading.limit, self.source.scope)
+        if self.figure is None and reading.level is None:
+            self.why = self._unjudged(thresholds)
+        return judge(thresholds, hysteresis, self.figure, reading.level)
+
+    def _unjudged(self, thresholds: Thresholds) -> str:
+        assert self.reading is not None
+        if thresholds.absolute and self.source.scope == "shared":
+            return "thresholds in bytes judge what this program took alone"
+        if self.reading.used is None:
+            return "tells no figures"
+        return "no limit"
+
+    def rank(self, thresholds: Thresholds) -> tuple[Level, float]:
+        """Return what is compared to find the source that decides."""
+        return self.latch.level, -1.0 if self.figure is None else self.figure / thresholds.points[2]
+
+    def limit(self, thresholds: Thresholds) -> float | None:
+        """Return the bytes at which all is over: the source's limit, or the highest threshold if that comes first."""
+        assert self.reading is not None
+        limits = [] if self.reading.limit is None else [float(self.reading.limit)]
+        if thresholds.absolute and self.source.scope == "own":
+            limits.append(thresholds.points[2])
+        return min(limits, default=None)
+
+    def forecast(self, thresholds: Thresholds) -> Forecast | None:
+        """Return seconds to the limit, if it grows towards one."""
+        if self.reading is None or self.reading.used is None:
+            return None
+        limit = self.limit(thresholds)
+        return None if limit is None else self.trend.seconds_until(limit, self.reading.used, self.name)
+
+    def soon(self, thresholds: Thresholds) -> float | None:
+        """Return seconds to the next threshold, as the last readings have it; None if it does not grow."""
+        reading, rate = self.reading, max(self.trend.quick(), 0.0)
+        if not rate or reading is None or reading.used is None or self.figure is None:
+            return None
+        goal = self.limit(thresholds)
+        if self.latch.level < Level.CRITICAL:
+            goal = thresholds.bytes_at(Level(self.latch.level + 1), reading.limit)
+        return None if goal is None else max(0.0, goal - reading.used) / rate
+
+    def status(self) -> SourceStatus:
+        """Return what is known, as one record."""
+        used, limit = (None, None) if self.reading is None else (self.reading.used, self.reading.limit)
+        return SourceStatus(
+            self.name, not self.why, self.why, self.events, used, limit, self.latch.level, self.reads, self.errors
+        )
