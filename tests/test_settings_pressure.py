@@ -1,7 +1,7 @@
 """Settings of pressure: thresholds, interval, batches, profiles; who is told when they change."""
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -24,13 +24,13 @@ CLEAN: dict[str, str | None] = {**{f"MEMPOOL_{name}": None for name in NAMES}, "
 
 
 @pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Settings that nobody made, and that are forgotten afterwards."""
     for name in NAMES:
         monkeypatch.delenv(f"MEMPOOL_{name}", raising=False)
     monkeypatch.setattr(settings, "_configured", {})
     monkeypatch.setattr(settings, "_followers", [])
-    yield monkeypatch
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
