@@ -1,11 +1,14 @@
 """Memory pressure: watched, judged, answered before the process is killed."""
 
+from mempool.pressure.alerts import Alerts, alerts
 from mempool.pressure.batches import AsyncBatches, Batches, adaptive_batches
 from mempool.pressure.callbacks import Registration
 from mempool.pressure.cleanup import CleanupReport, CleanupStep, cleanup
 from mempool.pressure.default import default_monitor
+from mempool.pressure.health import Health, HealthCheck, Issue, health
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
 from mempool.pressure.monitor import PressureMonitor, Simulation
+from mempool.pressure.profiles import Settings, profile, recommend
 from mempool.pressure.reclaim import ItemStats, Shrinkable, Shrinker, register, unregister
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.schedule import CleanupSchedule, process_schedule
@@ -14,6 +17,7 @@ from mempool.pressure.trend import Forecast
 from mempool.pressure.watching import SourceStatus
 
 __all__ = [
+    "Alerts",
     "AsyncBatches",
     "BatchSizer",
     "Batches",
@@ -22,21 +26,29 @@ __all__ = [
     "CleanupSchedule",
     "CleanupStep",
     "Forecast",
+    "Health",
+    "HealthCheck",
+    "Issue",
     "ItemStats",
     "Level",
     "MonitorStats",
     "PressureEvent",
     "PressureMonitor",
     "Registration",
+    "Settings",
     "Shrinkable",
     "Shrinker",
     "Simulation",
     "SourceStatus",
     "Thresholds",
     "adaptive_batches",
+    "alerts",
     "cleanup",
     "default_monitor",
+    "health",
     "process_schedule",
+    "profile",
+    "recommend",
     "register",
     "unregister",
 ]

@@ -53,6 +53,10 @@ class Waits(NamedTuple):
     exhausted: int = 0
     seconds: float = 0.0
 
+    def since(self, before: "Waits") -> "Waits":
+        """Return what was added to `before`."""
+        return Waits(self.begun - before.begun, self.exhausted - before.exhausted, self.seconds - before.seconds)
+
 
 class _Tally:
     """Waits of all runs, in all threads."""

@@ -218,7 +218,9 @@ def _failing(readings: Readings) -> Iterator[Issue]:
 def _exhausted(readings: Readings) -> Iterator[Issue]:
     if readings.waits.exhausted:
         count = readings.waits.exhausted
-        message = f"batches waited {readings.waits.seconds:.1f} s for relief, and {count} times in vain, {readings.span}"
+        message = (
+            f"batches waited {readings.waits.seconds:.1f} s for relief, and {count} times in vain, {readings.span}"
+        )
         advice = "make batches smaller, or give callbacks something to free; see max_wait"
         yield Issue("exhausted waits", "medium", count, 0, message, advice)
     for name, count in readings.exhausted.items():
@@ -275,7 +277,7 @@ class HealthCheck:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._monitor, self._usage, self._clock = monitor, usage, clock
-        self._tracker = accounting.Tracker() if tracker is None else tracker
+        self._tracker = _own_tracker() if tracker is None else tracker
         self._lock = threading.Lock()
         self._window: deque[Counts] = deque()
 
@@ -312,6 +314,13 @@ class HealthCheck:
             if fresh:
                 window.append(counts)
             return before, fresh
+
+
+def _own_tracker() -> Tracker:
+    from mempool.accounting import tracker
+
+    made: Tracker = tracker.Tracker()
+    return made
 
 
 def _exhausted_of(pools: Sequence[tuple[str, PoolStats]]) -> dict[str, int]:
@@ -372,7 +381,7 @@ def _readings(
     if before is not None:
         exhausted = {name: max(0, count - before.pools.get(name, 0)) for name, count in now.pools.items()}
         work = [_sum(one, before.work.get(one.name, Done(one.name)), -1) for one in now.work.values()]
-        waits = Waits(*(max(0, new - old) for new, old in zip(now.waits, before.waits, strict=True)))
+        waits = now.waits.since(before.waits)
         span = f"in the last {now.time - before.time:.0f} s"
     return Readings(usage, level, source, pools, exhausted, work, waits, span, pattern, evidence)
 

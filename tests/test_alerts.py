@@ -1,0 +1,153 @@
+"""Alerts: which level is logged as what, how often, and who is heard."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from batch_kit import Clock
+from mempool.pressure import Alerts, Health, Issue, Level, PressureEvent, PressureMonitor, Thresholds, alerts
+from support import together
+
+NORMAL, ELEVATED, HIGH, CRITICAL = Level
+
+
+def event(level: Level, previous: Level = NORMAL, **options: Any) -> PressureEvent:
+    values = {"used": 850_000_000, "limit": 1_000_000_000, "ratio": 0.85, "forecast": None, "time": 0.0} | options
+    return PressureEvent(level, previous, "process", **values)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "mempool.alerts")
+    return caplog
+
+
+def levels(log: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in log.records]
+
+
+def test_severities(log: pytest.LogCaptureFixture) -> None:
+    told = Alerts(clock=Clock())
+    for level in Level:
+        told(event(level))
+    assert levels(log) == ["WARNING", "ERROR", "CRITICAL"]
+    assert [record.mempool_severity for record in log.records] == ["medium", "high", "critical"]  # type: ignore[attr-defined]
+    assert log.messages[1] == "memory pressure is high: process has 850.0 MB of 1000.0 MB (85%)"
+
+
+def test_figures_that_are_missing_are_left_out(log: pytest.LogCaptureFixture) -> None:
+    told = Alerts(clock=Clock())
+    told(event(HIGH, used=None, limit=None, ratio=None))
+    told(event(CRITICAL, limit=None, ratio=None, forecast=12.4))
+    assert log.messages == [
+        "memory pressure is high: process",
+        "memory pressure is critical: process has 850.0 MB, full in 12 s as memory grows now",
+    ]
+
+
+def test_each_severity_is_logged_once_in_an_interval(log: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    told = Alerts(interval="1min", clock=clock)
+    for level in (HIGH, HIGH, ELEVATED, HIGH, CRITICAL):
+        told(event(level))
+    assert levels(log) == ["ERROR", "WARNING", "CRITICAL"]
+    clock.now += 59.9
+    told(event(HIGH))
+    assert len(log.records) == 3
+    clock.now += 0.1
+    told(event(HIGH))
+    told(event(ELEVATED))
+    assert log.messages[3].endswith("(and 3 more since the last such alert)")
+    assert "more since" not in log.messages[4]
+
+
+def test_a_clock_that_is_set_back_silences_nothing(log: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    told = Alerts(clock=clock)
+    told(event(HIGH))
+    clock.now -= 500
+    told(event(HIGH))
+    assert levels(log) == ["ERROR", "ERROR"]
+
+
+def test_relief_is_told_once_and_only_after_an_alert(log: pytest.LogCaptureFixture) -> None:
+    told = Alerts(clock=Clock())
+    told.relieved(event(NORMAL, HIGH))
+    told(event(HIGH))
+    told.relieved(event(ELEVATED, HIGH))
+    told.relieved(event(NORMAL, ELEVATED))
+    told.relieved(event(NORMAL, ELEVATED))
+    assert levels(log) == ["ERROR", "INFO"]
+
+
+def test_issues_are_limited_each_for_itself(log: pytest.LogCaptureFixture) -> None:
+    issues = (
+        Issue("leak", "high", 1, None, "it grows", "look"),
+        Issue("fragmentation", "medium", 1, 2, "a has holes", "trim", "a"),
+        Issue("fragmentation", "medium", 1, 2, "b has holes", "trim", "b"),
+    )
+    usage: Any = None
+    told = Alerts(clock=Clock())
+    for _ in range(2):
+        told.report(Health(35, "degraded", usage, issues))
+    assert log.messages == ["it grows: look", "a has holes: trim", "b has holes: trim"]
+    assert levels(log) == ["ERROR", "WARNING", "WARNING"]
+
+
+def test_a_monitor_is_heard_until_it_is_cancelled(log: pytest.LogCaptureFixture) -> None:
+    memory, clock = [10], Clock()
+    monitor = PressureMonitor(
+        Thresholds(main=100, critical=120), sources=[lambda: (memory[0], 200)], clock=clock, min_dwell=0
+    )
+    told = alerts(monitor, clock=clock)
+    for memory[0] in (10, 110, 130, 10, 130):
+        clock.now += 100.0
+        monitor.poll()
+    assert levels(log) == ["ERROR", "CRITICAL", "INFO", "CRITICAL"]
+    told.cancel()
+    told.cancel()
+    for memory[0] in (10, 130):
+        clock.now += 100.0
+        monitor.poll()
+    assert len(log.records) == 4
+
+
+def test_the_monitor_keeps_them(log: pytest.LogCaptureFixture) -> None:
+    monitor = PressureMonitor(Thresholds(main=100), sources=[lambda: (110, 200)])
+    alerts(monitor)
+    monitor.poll()
+    assert levels(log) == ["ERROR"]
+
+
+def test_another_logger() -> None:
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    kept: list[logging.LogRecord] = []
+    logger = logging.Logger("mine")
+    logger.addHandler(Kept())
+    Alerts(logger)(event(HIGH))
+    assert [record.name for record in kept] == ["mine"]
+
+
+def test_threads_log_once_and_count_the_rest(log: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    told = Alerts(clock=clock)
+
+    def work() -> None:
+        for _ in range(50):
+            told(event(HIGH))
+
+    together([work] * 4)
+    clock.now += 60
+    told(event(HIGH))
+    assert len(log.records) == 2
+    assert "(and 199 more" in log.messages[1]
+
+
+@pytest.mark.parametrize(("interval", "error"), [(-1, ValueError), (None, TypeError), ("soon", ValueError)])
+def test_an_interval_that_is_none_is_named(interval: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="interval"):
+        alerts(PressureMonitor(sources=[]), interval=interval)
