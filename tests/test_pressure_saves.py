@@ -25,7 +25,7 @@ LOAD = """
 import hashlib, itertools, resource, sys
 import mempool
 from mempool._system import process
-from mempool.pressure import PressureMonitor, Shrinker, adaptive_batches, register
+from mempool.pressure import adaptive_batches, default_monitor, register
 
 how = sys.argv[1]
 room, records, stages, raw, made, batch = map(int, sys.argv[2:])
@@ -69,7 +69,8 @@ def batches(monitor):
 limit = process.address_space() + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print("limit", limit)
-monitor = PressureMonitor(interval="5ms", min_dwell="20ms", reminder="20ms", reclaim=Shrinker.of_process())
+monitor = default_monitor()
+monitor.interval = "5ms"
 if how != "without":
     monitor.start()
 answer, done, most = hashlib.sha256(), 0, 0
