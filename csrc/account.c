@@ -106,6 +106,12 @@ mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **bin
     return MP_OK;
 }
 
+bool mp_account_charge_ready(mp_account *account, size_t nbytes) {
+    if (mp__account_try_charge(account, nbytes, NULL) != MP_OK) return false;
+    mp__account_note_peak(account);
+    return true;
+}
+
 void mp_account_discharge(mp_account *account, size_t nbytes) { discharge_up_to(account, NULL, nbytes); }
 
 size_t mp_account_used(const mp_account *account) { return atomic_load(&account->used); }
@@ -136,7 +142,7 @@ mp_status mp_account_set_limit(mp_account *account, size_t limit) {
     return status;
 }
 
-bool mp__account_is_under(const mp_account *account, const mp_account *ancestor) {
+bool mp_account_is_under(const mp_account *account, const mp_account *ancestor) {
     for (; account != NULL; account = account->parent) {
         if (account == ancestor) return true;
     }

@@ -30,7 +30,6 @@ size_t mp__registry_address_share(void);
 
 /* ---- account.c ---- */
 
-bool mp__account_is_under(const mp_account *account, const mp_account *ancestor);
 /* As mp_account_charge, but gives nothing back first, so that it may be called with a pool's lock held, and leaves the peaks to
  * mp__account_note_peak, so that what does not come about leaves no trace. A NULL account has no limit. */
 mp_status mp__account_try_charge(mp_account *account, size_t nbytes, mp_account **binding);

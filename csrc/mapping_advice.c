@@ -99,6 +99,17 @@ void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop) {
     mp_mapping_unview(mapping);
 }
 
+size_t mp_mapping_page_out(mp_mapping *mapping) {
+    mp_mapping_state state;
+    size_t asked = 0;
+    if (!mapping->is_file || mapping->access == MP_ACCESS_COPY || !mp_mapping_hold(mapping)) return 0;
+    mp_mapping_look(mapping, &state);
+    span pages = pages_of(mapping, 0, state.rows, false);
+    if (pages.size > 0 && !state.revoked && mp__os_page_out(pages.start, pages.size)) asked = pages.size;
+    mp_mapping_unview(mapping);
+    return asked;
+}
+
 mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error) {
     span all;
     mp_status status = pin_all(mapping, &all);

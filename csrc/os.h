@@ -93,6 +93,16 @@ mp_status mp__os_lock_pages(void *ptr, size_t size, bool lock, int *error);
 /* From now on `handler` is asked first when a page cannot be supplied. True: it can now, try again. It runs as a signal handler does. */
 mp_status mp__os_guard_faults(bool (*handler)(void *address), int *error);
 
+/* ---- the process and the machine: os_posix_process.c, os_windows_process.c ---- */
+
+/* Bytes, asked of the OS anew each time; MP_ERR_OS where it does not say. */
+mp_status mp__os_process_memory(size_t *rss, size_t *peak);
+mp_status mp__os_machine_memory(size_t *total, size_t *available);
+/* Have the C library give free memory back; true if some went. */
+bool mp__os_malloc_trim(void);
+/* Ask that the pages leave memory, their contents kept where they come from; false where the OS has no such advice. */
+bool mp__os_page_out(void *ptr, size_t size);
+
 /* ---- rings: os_posix_ring.c, os_windows_ring.c ---- */
 
 /* `size` bytes of zeroed memory at `*out` and, the same pages, behind it. MP_ERR_OS where that cannot be had; `size` is a multiple of

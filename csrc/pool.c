@@ -28,7 +28,7 @@ static uint64_t tenant_tick(mp__tenant *tenant, uint64_t now) {
 
 static size_t tenant_reclaim(mp__tenant *tenant, const mp_account *under, size_t needed) {
     mp_pool *pool = (mp_pool *)tenant;
-    if (under != NULL && !mp__account_is_under(pool->config.account, under)) return 0;
+    if (under != NULL && !mp_account_is_under(pool->config.account, under)) return 0;
     mp__mutex_lock(&pool->lock);
     size_t freed = mp__pool_give_back(pool, needed, true);
     mp__mutex_unlock(&pool->lock);
@@ -37,7 +37,7 @@ static size_t tenant_reclaim(mp__tenant *tenant, const mp_account *under, size_t
 
 static size_t tenant_releasable(mp__tenant *tenant, const mp_account *under) {
     mp_pool *pool = (mp_pool *)tenant;
-    if (!mp__account_is_under(pool->config.account, under)) return 0;
+    if (!mp_account_is_under(pool->config.account, under)) return 0;
     mp__mutex_lock(&pool->lock);
     size_t bytes = mp__pool_weigh_idle(pool);
     mp__mutex_unlock(&pool->lock);

@@ -23,7 +23,7 @@ static uint64_t tenant_tick(mp__tenant *tenant, uint64_t now) {
 
 static size_t tenant_releasable(mp__tenant *tenant, const mp_account *under) {
     mp_slab *slab = (mp_slab *)tenant;
-    if (!mp__account_is_under(slab->account, under)) return 0;
+    if (!mp_account_is_under(slab->account, under)) return 0;
     mp__mutex_lock(&slab->lock);
     size_t bytes = mp__slab_idle(slab);
     mp__mutex_unlock(&slab->lock);
@@ -33,7 +33,7 @@ static size_t tenant_releasable(mp__tenant *tenant, const mp_account *under) {
 static size_t tenant_reclaim(mp__tenant *tenant, const mp_account *under, size_t needed) {
     mp_slab *slab = (mp_slab *)tenant;
     (void)needed;
-    if (under != NULL && !mp__account_is_under(slab->account, under)) return 0;
+    if (under != NULL && !mp_account_is_under(slab->account, under)) return 0;
     return mp_slab_trim(slab);
 }
 

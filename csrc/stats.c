@@ -56,3 +56,10 @@ size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *cla
     mp__mutex_unlock(&pool->lock);
     return count;
 }
+
+size_t mp_pool_idle(mp_pool *pool) {
+    mp__mutex_lock(&pool->lock);
+    size_t bytes = mp__pool_idle(pool);
+    mp__mutex_unlock(&pool->lock);
+    return bytes;
+}

@@ -93,7 +93,11 @@ MP_API void mp_account_release(mp_account *account);
 /* On MP_ERR_ACCOUNT `*binding` (may be NULL) names the account whose limit stands in the way; it lives as long as `account`.
  * mp_account_charge first has idle memory under that account given back. */
 MP_API mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **binding);
+/* The same without giving anything back first: false if a limit stands in the way. */
+MP_API bool mp_account_charge_ready(mp_account *account, size_t nbytes);
 MP_API void mp_account_discharge(mp_account *account, size_t nbytes);
+/* Whether `account` is `ancestor`, or below it. */
+MP_API bool mp_account_is_under(const mp_account *account, const mp_account *ancestor);
 MP_API size_t mp_account_used(const mp_account *account);
 MP_API size_t mp_account_peak(const mp_account *account);
 MP_API size_t mp_account_limit(const mp_account *account);
@@ -185,6 +189,8 @@ MP_API mp_status mp_pool_set_limit(mp_pool *pool, size_t limit, size_t *lent);
 
 MP_API void mp_pool_note_wait(mp_pool *pool);
 MP_API void mp_pool_note_exhausted(mp_pool *pool);
+/* Bytes that are ready to lend. */
+MP_API size_t mp_pool_idle(mp_pool *pool);
 /* A snapshot of one moment. Fills up to `capacity` classes that were ever used, smallest first; returns how many there are. */
 MP_API size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity);
 /* Size of the block that a lease of `nbytes` gets from the OS; 0 if it cannot be addressed. */
@@ -419,6 +425,9 @@ MP_API mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t s
 MP_API void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop);
 /* As prefetch, unless a sample of the pages is in memory already: then asking costs more than it can bring. Best effort. */
 MP_API void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop);
+/* Ask the OS to take the pages of a file's rows out of memory; they are read again when touched, and nothing is lost. Bytes asked for:
+ * 0 for anonymous memory, private copies, closed mappings, and where the OS has no such advice. */
+MP_API size_t mp_mapping_page_out(mp_mapping *mapping);
 /* Pages in memory, of how many. */
 MP_API mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error);
 MP_API mp_status mp_mapping_lock(mp_mapping *mapping, bool lock, int *error);
@@ -494,6 +503,13 @@ MP_API void mp_word_add(void *word);  /* one more */
 MP_API void mp_word_drop(void *word); /* one less, but not below zero */
 
 /* ---- the process ------------------------------------------------------------------------------------------------------------- */
+
+/* Bytes that the process has in memory now, and the most it ever had. MP_ERR_OS: the OS does not say. */
+MP_API mp_status mp_process_memory(size_t *rss, size_t *peak);
+/* Bytes of memory that the machine has, and how much more could be had without swapping. */
+MP_API mp_status mp_machine_memory(size_t *total, size_t *available);
+/* Have the C library give memory that was freed back to the OS; true if some went. Takes long if much is free. */
+MP_API bool mp_malloc_trim(void);
 
 /* Grows by one in the child of each fork. */
 MP_API unsigned mp_fork_generation(void);

@@ -1,5 +1,6 @@
 """Zero-copy buffer pools with native speed: memory that is lent, taken back, bounded and accounted for."""
 
+from mempool import _reclaim as _reclaim
 from mempool._core import (
     TRACEMALLOC_DOMAIN,
     Account,

@@ -29,7 +29,9 @@ cdef extern from "mempool.h" nogil:
     void mp_account_retain(mp_account *account)
     void mp_account_release(mp_account *account)
     mp_status mp_account_charge(mp_account *account, size_t nbytes, mp_account **binding)
+    bint mp_account_charge_ready(mp_account *account, size_t nbytes)
     void mp_account_discharge(mp_account *account, size_t nbytes)
+    bint mp_account_is_under(const mp_account *account, const mp_account *ancestor)
     size_t mp_account_used(const mp_account *account)
     size_t mp_account_peak(const mp_account *account)
     size_t mp_account_limit(const mp_account *account)
@@ -109,6 +111,7 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_pool_set_limit(mp_pool *pool, size_t limit, size_t *lent)
     void mp_pool_note_wait(mp_pool *pool)
     void mp_pool_note_exhausted(mp_pool *pool)
+    size_t mp_pool_idle(mp_pool *pool)
     size_t mp_pool_stats_read(mp_pool *pool, mp_pool_stats *out, mp_class_stats *classes, size_t capacity)
     size_t mp_pool_block_size(const mp_pool *pool, size_t nbytes)
 
@@ -267,6 +270,7 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_mapping_prefetch(mp_mapping *mapping, size_t start, size_t stop, int *error)
     void mp_mapping_populate(mp_mapping *mapping, size_t start, size_t stop)
     void mp_mapping_read_ahead(mp_mapping *mapping, size_t start, size_t stop)
+    size_t mp_mapping_page_out(mp_mapping *mapping)
     mp_status mp_mapping_resident(mp_mapping *mapping, size_t *resident, size_t *pages, int *error)
     mp_status mp_mapping_lock(mp_mapping *mapping, bint lock, int *error)
     mp_status mp_guard_truncation(int *error)
@@ -297,6 +301,10 @@ cdef extern from "mempool.h" nogil:
     mp_status mp_ring_readable(mp_ring *ring, void **data, size_t *size)
     mp_status mp_ring_consume(mp_ring *ring, size_t n, size_t *length)
     mp_status mp_ring_find(mp_ring *ring, const void *sep, size_t n, size_t start, size_t *at, mp_bool *found)
+
+    mp_status mp_process_memory(size_t *rss, size_t *peak)
+    mp_status mp_machine_memory(size_t *total, size_t *available)
+    bint mp_malloc_trim()
 
     size_t mp_huge_page_size()
     unsigned mp_fork_generation()

@@ -2,6 +2,8 @@
 
 
 cdef object _pool_number = iter(range(1, 1 << 62))
+cdef object _pool_key = iter(range(1, 1 << 62))
+cdef dict _alive_pools = {}  # weak references by age
 
 
 @cython.no_gc_clear
@@ -86,7 +88,8 @@ leak_detection=None, account=None, name=None)\n--\n
         config.zero_on_release = check_bool(zero_on_release, "zero_on_release")
         config.source = NULL
         leaks = leak_mode(leak_detection)
-        own, weak, waiters = Account(name, parent=account), weak_reference(self), _deque()
+        key = next(_pool_key)
+        own, weak, waiters = Account(name, parent=account), weak_reference(self, _Forget(_alive_pools, key)), _deque()
         config.account = (<Account>own)._c
         if self._c is not NULL:  # an argument's __index__, or the collector, may have initialised this very pool
             raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
@@ -98,6 +101,7 @@ leak_detection=None, account=None, name=None)\n--\n
         self._set_leaks(leaks)
         self._generation = mp_fork_generation()
         self.name, self.account, self._weak, self._waiters = name, own, weak, waiters
+        _alive_pools[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -204,7 +208,7 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef Buffer buffer = None
         self._check_open()
         if timeout == 0 or not self._queue():
-            buffer = self._try_acquire(size)
+            buffer = self._try_acquire(size, True)
         else:
             self._refuse_hopeless(size)
         if buffer is None and timeout == 0:
@@ -225,21 +229,36 @@ leak_detection=None, account=None, name=None)\n--\n
             account = account.parent
         return 0
 
-    cdef Buffer _try_acquire(self, size_t size):
-        """A lease, or None if the limit leaves no room now but may later."""
+    cdef Buffer _try_acquire(self, size_t size, bint ask):
+        """A lease, or None if the limit leaves no room now but may later. `ask`: others may make some."""
         cdef Buffer buffer = Buffer.__new__(Buffer)
         cdef mp_block *block = NULL
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         buffer._pool = self
-        with nogil:
-            status = mp_pool_acquire(self._c, size, &block, &shortage)
-        if status == MP_OK:
-            buffer._block = block
-            return buffer
-        if status == MP_ERR_LIMIT and not shortage.hopeless:
-            return None
-        self._fail(status, size, &shortage)
+        while True:
+            with nogil:
+                status = mp_pool_acquire(self._c, size, &block, &shortage)
+            if status == MP_OK:
+                buffer._block = block
+                grew(block.capacity)
+                return buffer
+            if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, mp_pool_block_size(self._c, size), &shortage, &tries):
+                continue
+            if status == MP_ERR_LIMIT and not shortage.hopeless:
+                return None
+            self._fail(status, size, &shortage)
+
+    cdef bint _has_room_now(self, mp_status status, size_t size, mp_shortage *shortage, int *tries) except -1:
+        """A limit refused `size` bytes: whether somebody made room."""
+        cdef size_t room
+        if status == MP_ERR_ACCOUNT:
+            return room_in_account(self.account, shortage.binding, size, tries)
+        if status != MP_ERR_LIMIT or shortage.hopeless:
+            return False
+        room = shortage.limit - shortage.in_use if shortage.in_use < shortage.limit else 0
+        return make_room(None, self, size - room if room < size else size, tries)
 
     cdef int _fail(self, mp_status status, size_t size, mp_shortage *shortage) except -1:
         """Raise what a failed lease means."""
@@ -295,13 +314,19 @@ leak_detection=None, account=None, name=None)\n--\n
             As `acquire`.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes"), blocks = _count_to_c(count, "count")
+        cdef size_t block = mp_pool_block_size(self._ready(), size), all_of_it
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         self._check_open()
-        with nogil:
-            status = mp_pool_reserve(self._c, size, blocks, &shortage)
-        if status != MP_OK:
-            self._fail(status, size if size > SIZE_MAX // (blocks or 1) else size * blocks, &shortage)
+        all_of_it = SIZE_MAX if block > SIZE_MAX // (blocks or 1) else block * blocks
+        while True:
+            with nogil:
+                status = mp_pool_reserve(self._c, size, blocks, &shortage)
+            if status == MP_OK:
+                break
+            if not self._has_room_now(status, all_of_it, &shortage, &tries):
+                self._fail(status, size if size > SIZE_MAX // (blocks or 1) else size * blocks, &shortage)
 
     def trim(self, target=0):
         """Give idle memory back to the OS until at most `target` bytes are idle.

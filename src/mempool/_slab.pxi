@@ -8,6 +8,12 @@ cdef object random_bytes
 from os import urandom as random_bytes
 
 cdef object _slab_number = iter(range(1, 1 << 62))
+cdef object _slab_key = iter(range(1, 1 << 62))
+cdef dict _alive_slabs = {}  # weak references by age
+
+# Bytes; about what a slab takes at a time.
+cdef enum:
+    SLAB_STEP = 64 << 10
 
 
 cdef inline void end_slab_view(mp_slab *slab, void *item) noexcept:
@@ -131,6 +137,8 @@ cdef class SlabAllocator:
         config.seed = int.from_bytes(random_bytes(8), "little")
         config.source = NULL
         own = Account(name, parent=account)
+        key = next(_slab_key)
+        weak = weak_reference(self, _Forget(_alive_slabs, key))
         config.account = (<Account>own)._c
         self._check_unused()  # an argument's __index__, or the collector, may have initialised this very slab
         if mp_slab_create(&config, &self._c) != MP_OK:
@@ -140,6 +148,7 @@ cdef class SlabAllocator:
         self._item_size = config.item_size
         self._wanted = config.max_items
         self.name, self.dtype, self.account = name, dtype, own
+        _alive_slabs[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -204,11 +213,33 @@ cdef class SlabAllocator:
         cdef mp_handle handle
         cdef mp_shortage shortage
         cdef mp_status status
-        with nogil:
-            status = mp_slab_alloc(c, &handle, &shortage)
+        cdef int tries = 0
+        while True:
+            with nogil:
+                status = mp_slab_alloc(c, &handle, &shortage)
+            if status == MP_OK or not self._has_room_now(status, 1, &shortage, &tries):
+                break
         self._check(status, 1, &shortage)
         self._trace()
+        grew(SLAB_STEP)
         return self._hand_out(handle)
+
+    cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
+        """A limit refused `count` items: whether somebody made room."""
+        cdef size_t size = count * self._item_size
+        if count > SIZE_MAX // self._item_size:
+            return False
+        if status == MP_ERR_ACCOUNT:
+            return room_in_account(self.account, shortage.binding, size, tries)
+        if status == MP_ERR_LIMIT:
+            return size <= shortage.limit and make_room(None, self, size, tries)
+        return status == MP_ERR_FULL and count <= self._most() and make_room(None, self, size, tries)
+
+    cdef size_t _most(self) noexcept:
+        cdef mp_slab_stats stats
+        with nogil:
+            mp_slab_stats_read(self._c, &stats)
+        return stats.max_items
 
     cdef int _check(self, mp_status status, size_t count, mp_shortage *shortage) except -1:
         if status == MP_OK:
@@ -282,6 +313,7 @@ cdef class SlabAllocator:
         cdef mp_slab_stats stats
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         cdef mp_handle *out = NULL
         cdef mp_slab *c = self._ready()
         need_numpy()
@@ -291,10 +323,14 @@ cdef class SlabAllocator:
         if <size_t>count <= stats.max_items:
             handles = PyArray_SimpleNew(1, &count, NPY_INT64)
             out = <mp_handle *>PyArray_DATA(<PyArrayObject *><PyObject *>handles)
-        with nogil:
-            status = mp_slab_alloc_many(c, count, out, &shortage)
+        while True:
+            with nogil:
+                status = mp_slab_alloc_many(c, count, out, &shortage)
+            if status == MP_OK or not self._has_room_now(status, count, &shortage, &tries):
+                break
         self._check(status, count, &shortage)
         self._trace()
+        grew(SLAB_STEP + <size_t>count * self._item_size)
         return handles
 
     def free_many(self, handles):
