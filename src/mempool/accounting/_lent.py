@@ -1,20 +1,12 @@
 """What is lent, account by account: what was taken from the OS, without what lies idle in pools and empty in slabs."""
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
 from mempool import _core
-from mempool._core import Account, BufferPool, SlabAllocator, root_account
+from mempool._core import Account, root_account
 
-__all__ = ["idle_bytes", "lent_by_account"]
-
-_Node = dict[str, Any]
-
-
-def _alive(listing: str, kind: type) -> list[Any]:
-    found = getattr(_core, listing, None)
-    return list(found()) if found is not None else [item for item in gc.get_objects() if type(item) is kind]
+__all__ = ["lent_by_account"]
 
 
 def _path(account: Account) -> tuple[str, ...]:
@@ -34,11 +26,11 @@ def _own(node: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
         yield from _own(child, path)
 
 
-def idle_bytes() -> Iterator[tuple[tuple[str, ...], int]]:
+def _idle() -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield the account of each pool and slab, and the bytes that it keeps there and lends to nobody."""
-    for pool in _alive("_pools", BufferPool):
+    for pool in _core._pools():
         yield _path(pool.account), pool.stats().idle
-    for slab in _alive("_slabs", SlabAllocator):
+    for slab in _core._slabs():
         stats = slab.stats()
         yield _path(slab.account), stats.reserved - (stats.live + stats.retired) * stats.item_size
 
@@ -51,7 +43,7 @@ def lent_by_account() -> dict[tuple[str, ...], int]:
     lent: dict[tuple[str, ...], int] = {}
     for path, nbytes in _own(root_account().tree()):
         lent[path] = lent.get(path, 0) + nbytes
-    for path, nbytes in idle_bytes():
+    for path, nbytes in _idle():
         if path in lent:
             lent[path] -= nbytes
     return lent

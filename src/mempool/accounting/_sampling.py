@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mempool import _core
 from mempool._core import TRACEMALLOC_DOMAIN
 from mempool._system import heap, process
 from mempool.accounting import _lent
@@ -40,7 +39,10 @@ def call_many(func: Callable[[], object], count: int) -> None:
 _CALLING = range(call_many.__code__.co_firstlineno, call_many.__code__.co_firstlineno + 4)
 _PACKAGE = str(Path(_lent.__file__).parents[1]) + os.sep
 _INSTRUMENTS = {
-    *(_PACKAGE + os.path.join("accounting", name) for name in ("_sampling.py", "_lent.py", "_verdict.py", "leaks.py", "patterns.py")),
+    *(
+        _PACKAGE + os.path.join("accounting", name)
+        for name in ("_sampling.py", "_lent.py", "_verdict.py", "leaks.py", "patterns.py")
+    ),
     heap.__file__,
     process.__file__,
     tracemalloc.__file__,
@@ -58,7 +60,7 @@ def collect() -> None:
 def quiet() -> Iterator[None]:
     """Set apart what is there already, unless somebody did so: it takes no part in collections meanwhile."""
     collect()
-    frozen = hasattr(_core, "_pools") and gc.get_freeze_count() == 0
+    frozen = gc.get_freeze_count() == 0
     if frozen:
         gc.freeze()
     try:
@@ -186,7 +188,9 @@ class Traces:
         for (domain, size, stack, *_), count in _counted():
             place = _blamed(domain, stack)
             if place is not None:
-                small = domain == 0 and size <= self._largest_small  # other domains are those of packages that call malloc
+                small = (
+                    domain == 0 and size <= self._largest_small
+                )  # other domains are those of packages that call malloc
                 self._add(place, stack, size, 0 if small else size * count, count)
         for sizes in self.places.values():
             sizes.reach(len(self.small))

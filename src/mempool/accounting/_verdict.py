@@ -21,7 +21,8 @@ from mempool.accounting.patterns import robust_slope
 __all__ = ["Plan", "contradicts", "grows", "may_grow", "rate"]
 
 _UPWARD = 0.75  # of the steps that change anything, so many go up
-_SLOWING = 0.75  # a last round that grew by less than this part of the first, each slower than the one before, is a cache
+_SLOWED = 0.5  # a last round that grew by less than this part of the first is that of a cache,
+_SLOWING = 0.75  # or by less than this, if each round was slower than the one before
 _BLOCKS = 12
 
 
@@ -91,7 +92,7 @@ def grows(plan: Plan, values: Sequence[int], tolerance: float) -> bool:
 
 def _slows(rates: Sequence[float]) -> bool:
     falling = all(after < before for before, after in pairwise(rates))
-    return len(rates) > 2 and falling and rates[-1] < _SLOWING * rates[0]
+    return rates[-1] < rates[0] * (_SLOWING if falling and len(rates) > 2 else _SLOWED)
 
 
 def _still(values: Sequence[int], density: float, tail: int) -> bool:

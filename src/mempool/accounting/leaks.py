@@ -13,14 +13,13 @@
 The totals are asked because tracing that began a moment ago sees new entries of a full cache come, but not old ones go.
 """
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from operator import index
 from typing import Literal
 
+from mempool.accounting._locks import ProcessLock
 from mempool.accounting._sampling import (
     SMALL,
     Lent,
@@ -106,16 +105,7 @@ class LeakReport:
         return "\n".join([f"{head} ({self.calls} calls)", *(f"  {line}" for line in (*self.culprits, *self.notes))])
 
 
-_lock = threading.RLock()  # tracing and freezing are of the process
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = ProcessLock()  # tracing and freezing are of the process
 
 
 def detect_leaks(
@@ -236,7 +226,10 @@ class _Run:
     def _suspected(self) -> bool:
         """Return whether something grew in each round so far."""
         rows: list[Sequence[int]] = [sizes.nbytes for sizes in self._traces.places.values()]
-        rows += [*self._lent.series.values(), [sum(row) for row in zip(self._traces.small, self._traces.large, strict=True)]]
+        rows += [
+            *self._lent.series.values(),
+            [sum(row) for row in zip(self._traces.small, self._traces.large, strict=True)],
+        ]
         counts = (sizes.count for sizes in self._traces.places.values())
         return any(may_grow(self._plan, row, self._allowed) for row in rows) or any(
             may_grow(self._plan, row, _RAREST) for row in counts
@@ -288,8 +281,14 @@ class _Run:
         if malloc:
             return [Culprit("native", "malloc, beyond what Python traces", malloc)]
         known = large + max(0.0, rate(plan, traces.small)) * SMALL + max(0.0, rate(plan, self._lent.total()))
-        resident = self._beyond([totals.resident for totals in self._totals], known, max(_RESIDENT_RATE, _RESIDENT_FLOOR / plan.calls))
-        return [Culprit("native", "resident memory, beyond what malloc, Python and accounts know", resident)] if resident else []
+        resident = self._beyond(
+            [totals.resident for totals in self._totals], known, max(_RESIDENT_RATE, _RESIDENT_FLOOR / plan.calls)
+        )
+        return (
+            [Culprit("native", "resident memory, beyond what malloc, Python and accounts know", resident)]
+            if resident
+            else []
+        )
 
     def _beyond(self, rounds: Sequence[Sequence[int]], known: float, floor: float) -> float:
         """Return the growth per call in all rounds beyond what is known, 0.0 if one of them did not grow so."""

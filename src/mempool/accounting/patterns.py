@@ -97,15 +97,27 @@ def classify(times: Sequence[float], values: Sequence[float], *, noise: float) -
     legs = len(turns) - 1
     if legs <= 1 and _steady_growth(times, values, noise):
         slope = robust_slope(times, values)
-        return Pattern("leak", f"grows by {slope:,.0f} bytes a second, {values[-1] - values[0]:,.0f} bytes over {len(values)} readings")
-    troughs = heights[:: 2] if legs and heights[0] < heights[1] else heights[1::2]
+        return Pattern(
+            "leak",
+            f"grows by {slope:,.0f} bytes a second, {values[-1] - values[0]:,.0f} bytes over {len(values)} readings",
+        )
+    troughs = heights[::2] if legs and heights[0] < heights[1] else heights[1::2]
     if len(troughs) >= _TROUGHS and _rise(troughs) and troughs[-1] - troughs[0] > noise:
-        return Pattern("leak", f"falls back {len(troughs) - 1} times, each time to a higher level: {troughs[-1] - troughs[0]:,.0f} bytes in all")
+        return Pattern(
+            "leak",
+            f"falls back {len(troughs) - 1} times, each time to a higher level: {troughs[-1] - troughs[0]:,.0f} bytes in all",
+        )
     if legs >= _THRASHING:
         return Pattern("thrashing", f"{legs} swings of {swing:,.0f} bytes and more within {len(values)} readings")
     if legs >= 2 and max(heights[1:-1]) > heights[0]:
-        return Pattern("spike", f"rose by {max(heights) - heights[0]:,.0f} bytes and fell by {max(heights) - min(heights[2:]):,.0f}")
-    return Pattern("steady", f"ends {values[-1] - values[0]:+,.0f} bytes from where it began, within {max(values) - min(values):,.0f} bytes")
+        return Pattern(
+            "spike",
+            f"rose by {max(heights) - heights[0]:,.0f} bytes and fell by {max(heights) - min(heights[2:]):,.0f}",
+        )
+    return Pattern(
+        "steady",
+        f"ends {values[-1] - values[0]:+,.0f} bytes from where it began, within {max(values) - min(values):,.0f} bytes",
+    )
 
 
 def _rise(levels: Sequence[float]) -> bool:
