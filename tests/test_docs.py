@@ -18,8 +18,10 @@ import pytest
 
 import mempool
 import mempool._core
+import mempool._reclaim
 import mempool._records
 import mempool.accounting
+import mempool.accounting.gc_bridge
 import mempool.aio
 import mempool.aio.reader
 import mempool.aio.streams
@@ -44,8 +46,10 @@ LINKING = [*PAGES, *ROOT.glob("csrc/*.md"), *ROOT.glob("benchmarks/*.md")]
 MODULES = [
     mempool,
     mempool._core,
+    mempool._reclaim,
     mempool._records,
     mempool.accounting,
+    mempool.accounting.gc_bridge,
     mempool.aio,
     mempool.aio.reader,
     mempool.aio.streams,
@@ -200,7 +204,8 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SharedPool", public(mempool.shared.SharedPool)),
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
-        ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
+        ("Account", public(mempool.Account)),
+        ("mempool.accounting", set(mempool.accounting.__all__) | public(mempool.accounting.Registration)),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),

@@ -34,7 +34,14 @@ from mempool import (
     guard_truncation,
     open_array,
 )
-from mempool.accounting import root_account
+from mempool.accounting import (
+    ReclaimerStats,
+    Registration,
+    gc_pressure,
+    reclaimers,
+    register_reclaimer,
+    root_account,
+)
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
@@ -157,6 +164,19 @@ def accounts(thing: object) -> None:
     assert_type(tree["used"], int)
     assert_type(tree["limit"], int | None)
     assert_type(tree["children"][0]["name"], str)
+
+
+def reclaiming(account: Account, cache: list[bytes]) -> None:
+    registration = register_reclaimer(lambda needed: len(cache.pop()), account=account, priority=5, weak=False)
+    assert_type(registration, Registration)
+    assert_type(registration.active, bool)
+    registration.cancel()
+    register_reclaimer(lambda needed: None)
+    assert_type(reclaimers(), list[ReclaimerStats])
+    assert_type(reclaimers()[0].freed, int)
+    gc_pressure()
+    gc_pressure(True, "1MiB")
+    gc_pressure(enabled=False, threshold=1 << 20)
 
 
 def failures(work: Callable[[], None]) -> None:
