@@ -45,9 +45,7 @@ static mp_status read_lines(const char *path, const char *first, size_t *one, co
     return found == 3 ? MP_OK : MP_ERR_OS;
 }
 
-mp_status mp__os_process_memory(size_t *rss, size_t *peak) {
-    return read_lines("/proc/self/status", "VmHWM", peak, "VmRSS", rss);
-}
+mp_status mp__os_process_memory(size_t *rss, size_t *peak) { return read_lines("/proc/self/status", "VmHWM", peak, "VmRSS", rss); }
 
 mp_status mp__os_machine_memory(size_t *total, size_t *available) {
     return read_lines("/proc/meminfo", "MemTotal", total, "MemAvailable", available);

@@ -18,10 +18,15 @@ import pytest
 
 import mempool
 import mempool._core
+import mempool._reclaim
 import mempool._records
 import mempool.accounting
+<<<<<<< HEAD
 import mempool.accounting.guard
 import mempool.accounting.usage
+=======
+import mempool.accounting.gc_bridge
+>>>>>>> core
 import mempool.aio
 import mempool.aio.reader
 import mempool.aio.streams
@@ -46,10 +51,15 @@ LINKING = [*PAGES, *ROOT.glob("csrc/*.md"), *ROOT.glob("benchmarks/*.md")]
 MODULES = [
     mempool,
     mempool._core,
+    mempool._reclaim,
     mempool._records,
     mempool.accounting,
+<<<<<<< HEAD
     mempool.accounting.guard,
     mempool.accounting.usage,
+=======
+    mempool.accounting.gc_bridge,
+>>>>>>> core
     mempool.aio,
     mempool.aio.reader,
     mempool.aio.streams,
@@ -217,9 +227,14 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
         ("SharedPool", public(mempool.shared.SharedPool)),
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
+<<<<<<< HEAD
         ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
         ("MemoryUsage", public(mempool.accounting.MemoryUsage)),
         ("MemoryGuard", public(mempool.accounting.MemoryGuard)),
+=======
+        ("Account", public(mempool.Account)),
+        ("mempool.accounting", set(mempool.accounting.__all__) | public(mempool.accounting.Registration)),
+>>>>>>> core
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),

@@ -246,10 +246,12 @@ def test_only_who_can_help_is_asked(where: int, asked: bool) -> None:
 def test_bound_methods_are_held_weakly_unless_told() -> None:
     hoard, other = Hoard(MIB), Hoard(MIB)
     weak, strong = register_reclaimer(hoard.give_up), register_reclaimer(other.give_up, weak=False)
-    assert weak.active and strong.active
+    assert weak.active
+    assert strong.active
     del hoard, other
     gc.collect()
-    assert not weak.active and strong.active
+    assert not weak.active
+    assert strong.active
     assert [one.name for one in reclaimers()] == ["Hoard.give_up"]
     function = register_reclaimer(lambda needed: 0)
     gc.collect()
@@ -275,7 +277,8 @@ def test_errors_stay_here_logged_once_and_counted(caplog: pytest.LogCaptureFixtu
     assert account.used == MIB
     assert [(one.calls, one.errors, one.freed) for one in reclaimers()] == [(3, 3, 0), (3, 0, 3 * KIB)]
     (record,) = caplog.records
-    assert "broken" in record.message and record.exc_info is not None
+    assert "broken" in record.message
+    assert record.exc_info is not None
     account.discharge(account.used)
 
 
@@ -355,7 +358,8 @@ def test_it_may_cancel_itself_and_others() -> None:
         with pytest.raises(AccountLimitExceeded):
             account.charge(1)
     assert calls == ["first"]
-    assert not one.active and "cancelled" in repr(one)
+    assert not one.active
+    assert "cancelled" in repr(one)
     account.discharge(MIB)
 
 
@@ -525,3 +529,68 @@ def test_a_hook_that_always_says_again_is_asked_some_times_only() -> None:
         _core._set_limit_hook(_reclaim._on_limit)
     assert calls == [1] * 8
     account.discharge(5)
+
+
+@pytest.mark.nosan
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
+def test_what_the_os_refuses_is_asked_for_too(run_python: Callable[..., Any]) -> None:
+    done = run_python(
+        """
+        import resource, mempool
+        from mempool.accounting import register_reclaimer
+
+        pool, kept, asked = mempool.BufferPool(), [], []
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)
+
+        def give_up(needed):
+            asked.append(needed)
+            if kept:
+                kept.pop()
+                return 16 << 20
+
+        registration = register_reclaimer(give_up)
+        for _ in range(64):
+            kept.append(pool.acquire(16 << 20))
+        assert asked and len(kept) >= 4, (asked, kept)
+        before = len(asked)
+        try:
+            pool.acquire(1 << 46)
+        except MemoryError:
+            assert len(asked) == before
+        registration.cancel()
+        try:
+            while True:
+                kept.append(pool.acquire(16 << 20))
+        except MemoryError as error:
+            print(type(error).__name__)
+        """
+    )
+    assert done.stdout.split() == ["MemoryError"]
+
+
+def test_nobody_is_asked_at_exit(run_python: Callable[..., Any]) -> None:
+    done = run_python(
+        """
+        import mempool, sys
+        from mempool.accounting import gc_pressure, register_reclaimer
+
+        class Late:
+            def __init__(self):
+                self.pool, self.error = mempool.BufferPool(limit=1 << 20), mempool.PoolExhausted
+                self.kept = self.pool.acquire(1 << 20)
+            def __del__(self):
+                try:
+                    self.pool.acquire(1 << 20)
+                except self.error:
+                    self.write("refused")
+            write = sys.stdout.write
+
+        gc_pressure(threshold=1)
+        register_reclaimer(lambda needed: print("asked") or 0)
+        sys.late = Late()
+        """,
+        options=("-X", "dev"),
+    )
+    assert "Exception ignored" not in done.stderr
+    assert "asked" not in done.stdout

@@ -132,3 +132,29 @@ def test_started_late_and_stopped_early(pool: mempool.BufferPool, run_python: Ca
         assert len(tracemalloc.take_snapshot().filter_traces(
             [tracemalloc.DomainFilter(True, mempool.TRACEMALLOC_DOMAIN)]).traces) == 0
     """)
+
+
+TAKERS: dict[str, Callable[[mempool.BufferPool], object]] = {
+    "lease": lambda pool: pool.acquire(SIZE),
+    "slab": lambda pool: one_of_a_slab(),
+    "array": lambda pool: mempool.anonymous_array((SIZE,), "u1"),
+    "ring": lambda pool: mempool.RingBuffer(SIZE),
+    "arena": lambda pool: mempool.Arena(SIZE, pool=pool),
+    "stream": lambda pool: mempool.io.BytesStream(bytes(SIZE), pool=pool),
+}
+
+
+def one_of_a_slab() -> mempool.SlabAllocator:
+    slab = mempool.SlabAllocator(64)
+    slab.alloc()
+    return slab
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_whoever_takes_memory_shows_the_line(pool: mempool.BufferPool, name: str) -> None:
+    kept = TAKERS[name](pool)
+    (trace,) = traced()
+    assert trace.size >= 64
+    assert trace.traceback[-1].filename == __file__
+    del kept
+    assert traced() == []

@@ -53,7 +53,7 @@ cdef class Account:
     """The name it was given."""
     cdef readonly Account parent
     """The account above, None for the root."""
-    cdef size_t _by_hand  # what `charge` added and `discharge` may take away; while it is any, the account has a reference to itself
+    cdef size_t _by_hand  # what `charge` added and `discharge` may take away; until all is, the account keeps itself alive
     cdef dict _children   # weak references by age: a child keeps its parent alive, not the other way round
     cdef size_t _born
     cdef object __weakref__

@@ -93,15 +93,16 @@ leak_detection=None, account=None, name=None)\n--\n
         config.account = (<Account>own)._c
         if self._c is not NULL:  # an argument's __index__, or the collector, may have initialised this very pool
             raise RuntimeError(f"BufferPool {self.name!r} was initialised already")
+        _alive_pools[key] = weak  # now, as nothing may fail once there is a pool
         status = mp_pool_create(&config, &self._c)
         if status != MP_OK:
             self._c = NULL
+            _alive_pools.pop(key, None)
             raise MemoryError(f"no memory for pool {name!r}")
         self._zeroes = config.zero_on_release
         self._set_leaks(leaks)
         self._generation = mp_fork_generation()
         self.name, self.account, self._weak, self._waiters = name, own, weak, waiters
-        _alive_pools[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -255,6 +256,8 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef size_t room
         if status == MP_ERR_ACCOUNT:
             return room_in_account(self.account, shortage.binding, size, tries)
+        if status == MP_ERR_NOMEM:
+            return room_in_machine(size, tries)
         if status != MP_ERR_LIMIT or shortage.hopeless:
             return False
         room = shortage.limit - shortage.in_use if shortage.in_use < shortage.limit else 0

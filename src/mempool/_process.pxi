@@ -4,12 +4,21 @@ cdef dict _alive_files = {}  # weak references to arrays in files
 
 
 cdef list those_alive(dict references):
-    """The objects, oldest first. They may be closed."""
+    """The objects, oldest first. They may be closed, or just about to be made."""
     cdef list alive = []
     for ref in list(references.values()):
         found = ref()
         if found is not None:
             alive.append(found)
+    return alive
+
+
+cdef list living_pools():
+    cdef BufferPool pool
+    cdef list alive = []
+    for pool in those_alive(_alive_pools):
+        if pool.account is not None:
+            alive.append(pool)
     return alive
 
 
@@ -21,19 +30,24 @@ cdef int note_file(MappedArray array) except -1:
 
 def _pools():
     """Return every `BufferPool` that lives, oldest first; closed ones too."""
-    return those_alive(_alive_pools)
+    return living_pools()
 
 
 def _slabs():
     """Return every `SlabAllocator` that lives, oldest first; closed ones too."""
-    return those_alive(_alive_slabs)
+    cdef SlabAllocator slab
+    cdef list alive = []
+    for slab in those_alive(_alive_slabs):
+        if slab.account is not None:
+            alive.append(slab)
+    return alive
 
 
 cdef size_t idle_under(mp_account *account) except? 0:
     """Bytes that the pools below an account could lend at once."""
     cdef BufferPool pool
     cdef size_t idle = 0
-    for pool in those_alive(_alive_pools):
+    for pool in living_pools():
         if mp_account_is_under(pool.account._c, account):
             idle += mp_pool_idle(pool._c)
     return idle

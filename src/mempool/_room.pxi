@@ -2,9 +2,10 @@
 # they are called with no lock held, and never while memory is on its way back.
 from cpython.exc cimport PyErr_WriteUnraisable
 
-cdef object _limit_hook = None   # func(account or None, pool or slab or None, needed) -> bool: try again
-cdef object _growth_hook = None  # func(bytes)
-cdef dict _busy = {}             # the threads in which one of them runs: there they are not called again
+# limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: func(bytes). In a dict, so that they can be
+# replaced while others read them.
+cdef dict _hooks = {"limit": None, "growth": None}
+cdef dict _busy = {}  # the threads in which one of them runs: there they are not called again
 cdef unsigned int _busy_generation = 0
 
 # A hook that says "try again" again and again, while others take what it frees, shall not do so for ever.
@@ -23,29 +24,29 @@ cdef uint64_t _grown = 0
 
 def _set_limit_hook(func):
     """Have `func(account, holder, needed) -> bool` asked before a limit's error; one of the first two is None. None: nobody."""
-    global _limit_hook
-    _limit_hook = func
+    _hooks["limit"] = func
 
 
 def _set_growth_hook(func, threshold=0):
     """Have `func(grown)` called whenever `threshold` more bytes are lent than at the least since the last call. None: nobody."""
-    global _growth_hook, _growth_threshold, _growth_step, _growth_base
+    global _growth_threshold, _growth_step, _growth_base
     cdef size_t bound = _size_to_c(threshold, "threshold")
     if func is not None and bound == 0:
         raise ValueError(f"threshold must be more than 0 bytes, got {threshold!r}")
-    if _growth_hook is None:
+    if _hooks["growth"] is None:
         _growth_base = lent_now()
-    _growth_hook, _growth_threshold = func, bound
-    _growth_step = 0 if func is None else bound // LOOKS + 1
+    _hooks["growth"] = func
+    _growth_threshold = bound
+    mp_word_set(&_growth_step, 0 if func is None else bound // LOOKS + 1)
 
 
 def _adjust_growth_hook(func, threshold):
     """Another threshold for the hook, unless it has been replaced meanwhile."""
-    global _growth_threshold, _growth_step
+    global _growth_threshold
     cdef size_t bound = _size_to_c(threshold, "threshold")
-    if _growth_hook is func:
+    if _hooks["growth"] is func:
         _growth_threshold = bound
-        _growth_step = bound // LOOKS + 1
+        mp_word_set(&_growth_step, bound // LOOKS + 1)
 
 
 def _enter_hook():
@@ -101,8 +102,8 @@ cdef void report(object error, object where) noexcept:
 
 cdef bint make_room(object account, object holder, size_t needed, int *tries) except -1:
     """With no lock held: True if it is worth to try again, for one of the two that has `needed` bytes too few."""
-    hook = _limit_hook
-    if hook is None or tries[0] >= MOST_TRIES or not _enter_hook():
+    hook = _hooks["limit"]
+    if hook is None or tries[0] >= MOST_TRIES or _sys.is_finalizing() or not _enter_hook():
         return False
     tries[0] += 1
     try:
@@ -121,6 +122,14 @@ cdef bint room_in_account(Account account, mp_account *binding, size_t size, int
         return False
     room = limit - used if used < limit else 0
     return make_room(account_at(account, binding), None, size - room if size > room else 1, tries)
+
+
+cdef bint room_in_machine(size_t size, int *tries) except -1:
+    """The same where the OS refused `size` bytes. For what the machine could never have nobody gives anything up."""
+    cdef size_t total = 0, available = 0
+    if size == 0 or mp_machine_memory(&total, &available) != MP_OK or size > total:
+        return False
+    return make_room(_root, None, size, tries)
 
 
 cdef Account account_at(Account account, mp_account *binding):
@@ -155,9 +164,9 @@ cdef void note_growth(size_t size) noexcept:
 cdef int look_at_growth() except -1:
     global _growth_base
     cdef size_t lent = lent_now()
-    hook = _growth_hook
+    hook = _hooks["growth"]
     _growth_base = min(_growth_base, lent)
-    if hook is None or lent - _growth_base < _growth_threshold or not _enter_hook():
+    if hook is None or lent - _growth_base < _growth_threshold or _sys.is_finalizing() or not _enter_hook():
         return 0
     try:
         hook(lent - _growth_base)

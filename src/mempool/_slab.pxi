@@ -141,14 +141,15 @@ cdef class SlabAllocator:
         weak = weak_reference(self, _Forget(_alive_slabs, key))
         config.account = (<Account>own)._c
         self._check_unused()  # an argument's __index__, or the collector, may have initialised this very slab
+        _alive_slabs[key] = weak  # now, as nothing may fail once there is a slab
         if mp_slab_create(&config, &self._c) != MP_OK:
             self._c = NULL
+            _alive_slabs.pop(key, None)
             raise MemoryError(f"no memory, or no addresses, for slab {name!r}")
         self._base = <uintptr_t>mp_slab_base(self._c)
         self._item_size = config.item_size
         self._wanted = config.max_items
         self.name, self.dtype, self.account = name, dtype, own
-        _alive_slabs[key] = weak
 
     def __dealloc__(self):
         if self._c is not NULL:

@@ -35,6 +35,14 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_account
+from mempool.accounting import (
+    ReclaimerStats,
+    Registration,
+    gc_pressure,
+    reclaimers,
+    register_reclaimer,
+    root_account,
+)
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
@@ -198,6 +206,17 @@ async def usage() -> None:
         assert_type(guard.what, Literal["rss", "external", "python_heap"])
     assert_type(guarded(1, name="a"), list[int])
     assert_type(await guarded_task(1), str)
+def reclaiming(account: Account, cache: list[bytes]) -> None:
+    registration = register_reclaimer(lambda needed: len(cache.pop()), account=account, priority=5, weak=False)
+    assert_type(registration, Registration)
+    assert_type(registration.active, bool)
+    registration.cancel()
+    register_reclaimer(lambda needed: None)
+    assert_type(reclaimers(), list[ReclaimerStats])
+    assert_type(reclaimers()[0].freed, int)
+    gc_pressure()
+    gc_pressure(True, "1MiB")
+    gc_pressure(enabled=False, threshold=1 << 20)
 
 
 def failures(work: Callable[[], None]) -> None:

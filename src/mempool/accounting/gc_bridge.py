@@ -6,10 +6,10 @@
         |   threshold  .-'     '--------.-'
         +------------------------------------> leases and charges that had to grow
 
-CPython's collector counts objects, not bytes, so a cycle that holds a gigabyte looks small to it. A collection is worth what it frees:
-one that freed little doubles the growth that the next one takes, up to a bound, and one that freed much brings it back. The young
-generations go first, as most garbage is young and a full collection costs as much as there are objects; what they leave adds up to
-half a threshold at most.
+CPython's collector counts objects, not bytes, so a cycle that holds a gigabyte looks small to it. A collection is worth what it
+frees: one that freed little doubles the growth that the next one takes, up to a bound, and one that freed much brings it back. The
+young generations go first, as most garbage is young and a full collection costs as much as there are objects; what they leave adds
+up to half a threshold at most.
 
 Rejected: a timer (collects where nothing grew, and not where much did); tuning ``gc.set_threshold`` (which belongs to the program).
 """
@@ -70,8 +70,8 @@ def _held() -> int:
 def gc_pressure(enabled: bool = True, threshold: int | str = "64MiB") -> None:
     """Have growth of native memory trigger the garbage collector. Off until it is called.
 
-    CPython collects after so many new objects, whatever they hold: a loop that makes cyclic garbage of 8 MiB a piece takes gigabytes
-    before the collector comes. With this it takes about `threshold`.
+    CPython collects after so many new objects, whatever they hold: a loop that makes cyclic garbage of 8 MiB a piece takes
+    gigabytes before the collector comes. With this it takes about `threshold`.
 
     Parameters
     ----------
