@@ -213,7 +213,26 @@ def test_an_account_that_outgrows_every_allowance(account: Account, monkeypatch:
     with pytest.raises(RuntimeError, match="'work' grows faster"):
         external(20, account).__enter__()
     assert account.limit is None
+    monkeypatch.undo()
+    with external(500, account):
+        monkeypatch.setattr(guard, "_lent", lambda account: 10)
+        with pytest.raises(RuntimeError, match="'work' grows faster"):
+            external(20, account).__enter__()
+        monkeypatch.undo()
+        with external(400, account):
+            assert account.limit == 500
     account.discharge(100)
+
+
+def test_idle_memory_of_others_is_none_of_the_work(pool: BufferPool, account: Account) -> None:
+    other = BufferPool(idle_timeout=None)
+    other.reserve(MIB, 16)
+    kept = pool.acquire(8 * MIB)
+    with external(MIB, account) as work:
+        assert account.limit == 9 * MIB
+        assert work.grown == 0
+    assert other.stats().idle == 16 * MIB
+    assert len(kept) == 8 * MIB
 
 
 # ---- rss and the heap
