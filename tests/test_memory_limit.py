@@ -16,10 +16,10 @@ import mempool
 from mempool import Account, AccountLimitExceeded, BufferPool, MemoryLimitExceeded
 from mempool._system import process
 from mempool.accounting import guard, memory_limit, root_account
-from mempool.accounting.guard import What
+from mempool.accounting.guard import _What
 from support import KIB, MIB, Strange, start, together, until
 
-KINDS: tuple[What, ...] = get_args(What)
+KINDS: tuple[_What, ...] = get_args(_What)
 
 
 @pytest.fixture(autouse=True)
@@ -308,7 +308,7 @@ def test_the_heap_needs_tracemalloc() -> None:
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_errors_of_the_work_go_first(what: What, tracing: None) -> None:
+def test_errors_of_the_work_go_first(what: _What, tracing: None) -> None:
     kept = []
     with pytest.raises(KeyError), memory_limit("100KiB", what=what):
         kept.append(bytearray(MIB))
@@ -316,7 +316,7 @@ def test_errors_of_the_work_go_first(what: What, tracing: None) -> None:
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_a_guard_may_be_used_again_but_not_twice_at_once(what: What, tracing: None) -> None:
+def test_a_guard_may_be_used_again_but_not_twice_at_once(what: _What, tracing: None) -> None:
     work = memory_limit("64MiB", what=what)
     for _ in range(2):
         with work as entered:
