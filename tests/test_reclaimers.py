@@ -246,10 +246,12 @@ def test_only_who_can_help_is_asked(where: int, asked: bool) -> None:
 def test_bound_methods_are_held_weakly_unless_told() -> None:
     hoard, other = Hoard(MIB), Hoard(MIB)
     weak, strong = register_reclaimer(hoard.give_up), register_reclaimer(other.give_up, weak=False)
-    assert weak.active and strong.active
+    assert weak.active
+    assert strong.active
     del hoard, other
     gc.collect()
-    assert not weak.active and strong.active
+    assert not weak.active
+    assert strong.active
     assert [one.name for one in reclaimers()] == ["Hoard.give_up"]
     function = register_reclaimer(lambda needed: 0)
     gc.collect()
@@ -275,7 +277,8 @@ def test_errors_stay_here_logged_once_and_counted(caplog: pytest.LogCaptureFixtu
     assert account.used == MIB
     assert [(one.calls, one.errors, one.freed) for one in reclaimers()] == [(3, 3, 0), (3, 0, 3 * KIB)]
     (record,) = caplog.records
-    assert "broken" in record.message and record.exc_info is not None
+    assert "broken" in record.message
+    assert record.exc_info is not None
     account.discharge(account.used)
 
 
@@ -355,7 +358,8 @@ def test_it_may_cancel_itself_and_others() -> None:
         with pytest.raises(AccountLimitExceeded):
             account.charge(1)
     assert calls == ["first"]
-    assert not one.active and "cancelled" in repr(one)
+    assert not one.active
+    assert "cancelled" in repr(one)
     account.discharge(MIB)
 
 

@@ -307,10 +307,27 @@ static void pools_share_an_account(void) {
     mp_account_release(shared.root);
 }
 
+static void what_is_ready_is_charged_at_once(void) {
+    mp_account *top = open_account(NULL, 100), *low = open_account(top, MP_NO_LIMIT);
+    CHECK(mp_account_charge_ready(low, 60));
+    CHECK(!mp_account_charge_ready(low, 41));
+    CHECK_EQ(mp_account_used(low), 60);
+    CHECK_EQ(mp_account_used(top), 60);
+    CHECK(mp_account_charge_ready(low, 40));
+    CHECK_EQ(mp_account_peak(top), 100);
+    CHECK(mp_account_is_under(low, top));
+    CHECK(mp_account_is_under(top, top));
+    CHECK(!mp_account_is_under(top, low));
+    mp_account_discharge(low, 100);
+    mp_account_release(low);
+    mp_account_release(top);
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
     TEST(a_charge_counts_for_every_ancestor);
     TEST(all_or_none);
+    TEST(what_is_ready_is_charged_at_once);
     TEST(nothing_overflows);
     TEST(set_limit_below_what_is_used_changes_nothing);
     TEST(accounts_live_as_long_as_they_are_needed);

@@ -487,6 +487,30 @@ static void rows_can_be_locked(void) {
     mp_mapping_destroy(mapping);
 }
 
+static void pages_of_files_can_be_asked_to_leave(void) {
+    int file = fresh_file("paged");
+    put_marks(file, 0, 0, 4096);
+    mp_mapping_config config = raw_file(file, 0, 4096);
+    mp_mapping *mapping = open_mapping(&config);
+    CHECK(is_marked(view(mapping), 0, 4096));
+    fill_marks(look(mapping).data, 0, 4096);
+    size_t asked = mp_mapping_page_out(mapping);
+#if defined(__linux__)
+    CHECK_EQ(asked, 4096 * config.row_bytes);
+#endif
+    CHECK_EQ(asked % mp_page_size(), 0);
+    CHECK(is_marked(look(mapping).data, 0, 4096));
+    close_mapping(mapping);
+    CHECK_EQ(mp_mapping_page_out(mapping), 0);
+    mp_mapping_unview(mapping);
+    mp_mapping_destroy(mapping);
+
+    mp_mapping_config blank = no_file(8, 1000, 1000);
+    mapping = open_mapping(&blank);
+    CHECK_EQ(mp_mapping_page_out(mapping), 0);
+    mp_mapping_destroy(mapping);
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
     folder_open();
@@ -507,6 +531,7 @@ int main(int argc, char **argv) {
     TEST(refusals_leave_no_trace);
     TEST(advice_is_given_by_rows);
     TEST(rows_can_be_locked);
+    TEST(pages_of_files_can_be_asked_to_leave);
     folder_close();
     return check_end();
 }

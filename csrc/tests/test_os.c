@@ -127,6 +127,27 @@ static void a_wait_ends_at_its_deadline(void) {
     mp__mutex_destroy(&mutex);
 }
 
+static void the_process_and_the_machine_are_measured(void) {
+    size_t rss = 0, peak = 0, total = 0, available = 0, before;
+    if (mp_process_memory(&rss, &peak) != MP_OK || mp_machine_memory(&total, &available) != MP_OK) return; /* not on this OS */
+    CHECK_LT(0, rss);
+    CHECK_LE(rss, peak);
+    CHECK_LT(0, available);
+    CHECK_LE(available, total);
+    CHECK_LT(rss, total);
+    before = rss;
+    char *base = NULL;
+    CHECK_EQ(mp__os_map(32 * MIB, mp_page_size(), false, (void **)&base), MP_OK);
+    memset(base, 1, 32 * MIB);
+    CHECK_EQ(mp_process_memory(&rss, &peak), MP_OK);
+    CHECK_LT(before + 24 * MIB, rss);
+    CHECK_EQ(mp__os_unmap(base, 32 * MIB), MP_OK);
+    CHECK_EQ(mp_process_memory(&rss, &peak), MP_OK);
+    CHECK_LT(rss, before + 24 * MIB);
+    CHECK_LE(before + 24 * MIB, peak);
+    (void)mp_malloc_trim(); /* whether anything went is its own affair */
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
     TEST(arithmetic_is_checked);
@@ -139,5 +160,6 @@ int main(int argc, char **argv) {
     TEST(the_source_gives_zeroed_aligned_memory);
     TEST(threads_start_and_are_joined);
     TEST(a_wait_ends_at_its_deadline);
+    TEST(the_process_and_the_machine_are_measured);
     return check_end();
 }

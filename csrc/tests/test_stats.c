@@ -45,6 +45,8 @@ static void the_peak_stays(void) {
     give(small);
     give(take(pool, MIB));
     CHECK_EQ(snapshot(pool).peak, 3 * MIB + 4096);
+    CHECK_EQ(mp_pool_idle(pool), snapshot(pool).idle);
+    CHECK_LT(0, mp_pool_idle(pool));
     mp_pool_destroy(pool);
 }
 

@@ -107,6 +107,7 @@ cdef Buffer lend_ours(BufferPool pool, size_t size, size_t need):
     cdef mp_shortage shortage
     cdef mp_status status = MP_OK
     if block is NULL:
+        grows(size)
         pool._check_open()
         with nogil:
             status = mp_pool_acquire(c, size, &block, &shortage)
@@ -115,7 +116,6 @@ cdef Buffer lend_ours(BufferPool pool, size_t size, size_t need):
                 status = mp_pool_acquire(c, size, &block, &shortage)
         if status != MP_OK:
             block = lend_slowly(pool, need)
-        grew(block.capacity)
     buffer._pool = pool
     buffer._block = block
     buffer._flags = OURS

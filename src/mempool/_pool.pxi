@@ -237,12 +237,12 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef mp_status status
         cdef int tries = 0
         buffer._pool = self
+        grows(size)
         while True:
             with nogil:
                 status = mp_pool_acquire(self._c, size, &block, &shortage)
             if status == MP_OK:
                 buffer._block = block
-                grew(block.capacity)
                 return buffer
             if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, mp_pool_block_size(self._c, size), &shortage, &tries):
                 continue

@@ -13,7 +13,7 @@ cdef enum:
 
 # Bytes that come into use between two looks at all that is lent, as a share of the threshold.
 cdef enum:
-    LOOKS = 8
+    LOOKS = 16
 
 cdef size_t _growth_threshold = 0
 cdef size_t _growth_base = 0     # bytes lent, the least since the hook was last called
@@ -37,6 +37,15 @@ def _set_growth_hook(func, threshold=0):
         _growth_base = lent_now()
     _growth_hook, _growth_threshold = func, bound
     _growth_step = 0 if func is None else bound // LOOKS + 1
+
+
+def _adjust_growth_hook(func, threshold):
+    """Another threshold for the hook, unless it has been replaced meanwhile."""
+    global _growth_threshold, _growth_step
+    cdef size_t bound = _size_to_c(threshold, "threshold")
+    if _growth_hook is func:
+        _growth_threshold = bound
+        _growth_step = bound // LOOKS + 1
 
 
 def _enter_hook():
@@ -121,8 +130,12 @@ cdef Account account_at(Account account, mp_account *binding):
     return account
 
 
-cdef inline void grew(size_t size) noexcept:
-    """Native memory came into use. May run Python."""
+cdef inline void grows(size_t size) noexcept:
+    """Native memory comes into use, or just has. May run Python.
+
+    Pools say so before they ask the OS: what a collection frees then is there to lend, or each round of garbage would find the
+    pool a little larger.
+    """
     if mp_word_get(&_growth_step) != 0:
         note_growth(size)
 
@@ -153,4 +166,5 @@ cdef int look_at_growth() except -1:
     finally:
         _leave_hook()
         _growth_base = lent_now()
+        mp_word_set(&_grown, _growth_step)  # idle memory is lent without a word: look again when it is used up
     return 0

@@ -221,7 +221,7 @@ cdef class SlabAllocator:
                 break
         self._check(status, 1, &shortage)
         self._trace()
-        grew(SLAB_STEP)
+        grows(SLAB_STEP)
         return self._hand_out(handle)
 
     cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
@@ -330,7 +330,7 @@ cdef class SlabAllocator:
                 break
         self._check(status, count, &shortage)
         self._trace()
-        grew(SLAB_STEP + <size_t>count * self._item_size)
+        grows(SLAB_STEP + <size_t>count * self._item_size)
         return handles
 
     def free_many(self, handles):

@@ -1,7 +1,8 @@
 """Who holds native memory: a tree of accounts, charged with what is taken from the OS."""
 
 from mempool._core import Account, root_account
-from mempool._reclaim import ReclaimerStats, reclaimers, register_reclaimer
+from mempool._reclaim import ReclaimerStats, Registration, reclaimers, register_reclaimer
+from mempool.accounting.gc_bridge import gc_pressure
 from mempool.accounting.guard import MemoryGuard, memory_limit
 from mempool.accounting.usage import MemoryUsage, memory_usage
 
@@ -10,6 +11,8 @@ __all__ = [
     "MemoryGuard",
     "MemoryUsage",
     "ReclaimerStats",
+    "Registration",
+    "gc_pressure",
     "memory_limit",
     "memory_usage",
     "reclaimers",
