@@ -45,6 +45,7 @@ TABLES = {
     "stream": "bytes_stream",
     "numpy": "numpy_pool",
     "aio": "aio",
+    "pressure": "pressure",
 }
 TIMEOUT = 180.0
 

@@ -38,6 +38,21 @@ from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_acco
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
+from mempool.pressure import Level
+from mempool.pressure.sources import (
+    AccountUsage,
+    CallableSource,
+    CgroupMemory,
+    EventSource,
+    PressureStall,
+    ProcessMemory,
+    Reading,
+    Rlimits,
+    Source,
+    SystemdPressure,
+    SystemMemory,
+    default_sources,
+)
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
 
@@ -343,3 +358,25 @@ async def asyncio_streams(pool: BufferPool, path: Path) -> None:
     plain.write(b"")
     writer.write(await reader.read())
     assert_type(reader.exception(), BaseException | None)
+
+
+def pressure_sources(account: Account, path: Path) -> None:
+    for source in default_sources(path, environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}):
+        assert_type(source, Source)
+        assert_type(source.read(), Reading)
+        assert_type(source.scope, Literal["own", "shared"])
+    sources: list[Source] = [
+        SystemdPressure(level=Level.ELEVATED, hold="2s"),
+        CgroupMemory(root=path),
+        PressureStall(path, kind="full", averages=(5, 10, 20)),
+        Rlimits("data"),
+        SystemMemory(),
+        ProcessMemory("2 GiB"),
+        AccountUsage(account),
+        CallableSource(lambda: (1, None), "one", scope="shared"),
+    ]
+    events: list[EventSource] = [SystemdPressure(), CgroupMemory(), PressureStall()]
+    assert_type(events[0].handle(events[0].poll_events), bool)
+    reading = sources[0].read()
+    assert_type(reading.used, int | None)
+    assert_type(reading.level, Level | None)

@@ -75,4 +75,8 @@ class EventSource(Source, Protocol):
         """As for `select.poll`: ``POLLPRI``, ``POLLIN``. asyncio's ``add_reader`` does not see the former."""
 
     def handle(self, events: int) -> bool:
-        """Take in what the descriptor reported. True: memory is short, read now. `OSError`: the watch is dead, and closed."""
+        """Take in what the descriptor reported. True: memory is short, read now. `OSError`: the watch is dead, call `close`.
+
+        It closes no descriptor that its caller may have in an epoll: if a child of `fork` has a copy of it, the kernel goes on to
+        report it, and nothing can take it out any more.
+        """

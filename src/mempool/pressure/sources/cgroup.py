@@ -134,18 +134,19 @@ class CgroupMemory:
             raise OSError(errno.EOPNOTSUPP, "version 1 tells no events; it is read at each poll", group.path)
         self._watched = group.events_path(nearest.path if nearest is not None else None)
         self._descriptor.hold(os.open(self._watched, READ_FLAGS))
-        self._seen[self._watched] = (
-            self._events()
-        )  # what was counted before is no news; unread, it would be told at once
+        try:
+            self._seen[self._watched] = self._events()  # what was counted before is no news
+        except OSError:
+            self.close()
+            raise
 
     def _events(self) -> dict[str, int]:
-        """Read what is counted through the descriptor, which also makes it quiet; closed if that fails."""
+        """Read what is counted through the descriptor: unread, it would be reported again at once."""
         fd = self._descriptor.fileno()
         try:
             os.lseek(fd, 0, os.SEEK_SET)
             return _counts(os.read(fd, 4096), self._watched)
         except (OSError, ValueError) as error:
-            self.close()
             raise OSError(getattr(error, "errno", errno.EIO), f"cannot be watched: {error}", self._watched) from error
 
     def close(self) -> None:

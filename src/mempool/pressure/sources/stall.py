@@ -132,7 +132,6 @@ class Trigger:
     def happened(self, events: int) -> bool:
         """Whether memory was waited for; `OSError` if the trigger is dead."""
         if events & DEAD:
-            self.close()
             raise OSError(errno.ENODEV, "the trigger is dead, its control group may be gone", self.path)
         return bool(events & POLLPRI) and self._grew()
 

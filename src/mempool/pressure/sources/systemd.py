@@ -59,13 +59,12 @@ class _Stream:
 
     def _drain(self) -> bool:
         fd = self._descriptor.fileno()
+        if fd < 0:
+            return False
         try:
-            data = os.read(fd, AT_ONCE) if fd >= 0 else b"nobody's"
+            data = os.read(fd, AT_ONCE)
         except BlockingIOError:  # another thread read it
             return False
-        except OSError:
-            self.close()
-            raise
         if not data:
             self._end("the other side has gone")
         if self._echo:
@@ -73,7 +72,6 @@ class _Stream:
         return bool(data)
 
     def _end(self, why: str) -> None:
-        self.close()
         raise OSError(errno.EPIPE, why, self.path)
 
     def _adopt(self, fd: int) -> None:
@@ -100,7 +98,8 @@ class _Fifo(_Stream):
         self._echo = self._text  # what one writes into a FIFO one reads again
 
     def _end(self, why: str) -> None:
-        self.open()  # a reading end that was hung up stays so; a new one waits for the next writer
+        # A reading end that was hung up stays so; a new one waits for the next writer.
+        self._descriptor.replace(os.open(self.path, READ_FLAGS))
 
 
 class _Connection(_Stream):

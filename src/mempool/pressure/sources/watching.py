@@ -58,7 +58,7 @@ class Descriptor:
     """One descriptor, or none.
 
     After a fork the child has a copy that shares its state with the parent: events read from it are lost to the parent. So it is
-    not shown there, only closed.
+    not shown there, only closed. One that was replaced stays open until the next change, so that who polls can take it out first.
     """
 
     __slots__ = ("_held",)
@@ -79,11 +79,19 @@ class Descriptor:
             return -1
         return fd if pid == os.getpid() else -1
 
+    def replace(self, fd: int) -> None:
+        """Own another from now on; the one before is closed at the next change."""
+        self._close_all_but(1)
+        self._held.append((fd, os.getpid()))
+
     def close(self) -> None:
         """Close it; idempotent."""
-        while self._held:
+        self._close_all_but(0)
+
+    def _close_all_but(self, newest: int) -> None:
+        while len(self._held) > newest:
             try:
-                fd, _ = self._held.pop()
+                fd, _ = self._held.pop(0)
             except IndexError:  # another thread closed it
                 return
             os.close(fd)

@@ -1,0 +1,178 @@
+"""Sources wake a monitor: from the event to the callback, without waiting for a poll that is due in an hour."""
+
+import asyncio
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+import system_tree as tree
+from mempool.pressure import Level, PressureEvent, PressureMonitor
+from mempool.pressure.events import Events
+from mempool.pressure.sources import CgroupMemory, EventSource, PressureStall, SystemdPressure
+from mempool.pressure.watching import Watched
+from pressure_kit import armed_by_urgent_data
+from support import DEADLINE, until
+
+HOUR = 3600.0
+
+pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="events need epoll")
+
+Fire = Callable[[], object]
+Setting = AbstractContextManager[tuple[EventSource, Fire]]
+
+
+@contextmanager
+def fifo(folder: Path) -> Iterator[tuple[EventSource, Fire]]:
+    path = folder / "fifo"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)
+    yield SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": str(path)}), lambda: os.write(fd, b"!")
+    os.close(fd)
+
+
+@contextmanager
+def unix_socket(folder: Path) -> Iterator[tuple[EventSource, Fire]]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+        listener.listen()
+        listener.settimeout(DEADLINE)
+
+        def fire() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b"!")
+
+        yield SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": listener.getsockname()}), fire
+
+
+@contextmanager
+def stall(folder: Path) -> Iterator[tuple[EventSource, Fire]]:
+    file = folder / "memory.pressure"
+    file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+    source = PressureStall(file)
+    with armed_by_urgent_data(source) as urgent:
+
+        def fire() -> None:
+            file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=900000\n")
+            urgent()
+
+        yield source, fire
+
+
+@pytest.mark.parametrize("setting", [fifo, unix_socket, stall])
+def test_an_event_reaches_a_callback_in_a_thread(setting: Callable[[Path], Setting], tmp_path: Path) -> None:
+    told = threading.Event()
+    events: list[PressureEvent] = []
+    with setting(tmp_path) as (source, fire):
+        monitor = PressureMonitor(sources=[source], interval=HOUR)
+
+        @monitor.on(Level.HIGH)
+        def call(event: PressureEvent) -> None:
+            events.append(event)
+            told.set()
+
+        with monitor:
+            fire()
+            assert told.wait(DEADLINE)
+    assert (events[0].level, events[0].source) == (Level.HIGH, source.name)
+    assert source.fileno() == -1
+
+
+@pytest.mark.parametrize("setting", [fifo, unix_socket, stall])
+def test_an_event_reaches_a_callback_in_a_loop(setting: Callable[[Path], Setting], tmp_path: Path) -> None:
+    async def main() -> None:
+        told = asyncio.Event()
+        with setting(tmp_path) as (source, fire):
+            monitor = PressureMonitor(sources=[source], interval=HOUR)
+            monitor.on(Level.HIGH, lambda event: told.set(), weak=False)
+            async with monitor:
+                fire()
+                await asyncio.wait_for(told.wait(), DEADLINE)
+
+    asyncio.run(main())
+
+
+def test_the_group_tells_of_events_that_the_kernel_has_not_got(tmp_path: Path) -> None:
+    """A plain file cannot be in an epoll: the group is read at each poll, and the monitor says why."""
+    tree.member_v2(tmp_path)
+    tree.group_v2(tmp_path, limit=tree.GIB)
+    with PressureMonitor(sources=[CgroupMemory(root=tmp_path)], interval=HOUR) as monitor:
+        until(lambda: monitor.stats().polls, "a poll")
+        [status] = monitor.sources
+        assert status.watched
+        assert "PermissionError" in status.events
+
+
+def test_nothing_is_there_and_all_of_it_is_explained(tmp_path: Path) -> None:
+    from mempool.pressure.sources import default_sources
+
+    with PressureMonitor(sources=default_sources(tmp_path, environ={}), interval=HOUR) as monitor:
+        until(lambda: monitor.stats().polls, "a poll")
+        for status in monitor.sources:
+            assert not status.watched  # the root account is there, but has no limit
+            assert status.why
+            assert status.events
+
+
+@contextmanager
+def a_child_with_copies() -> Iterator[None]:
+    """A process that keeps all descriptors that were open, until the end of the block."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(ours)
+    try:
+        yield
+    finally:
+        os.close(theirs)
+        os.waitpid(pid, 0)
+
+
+def test_a_dead_watch_is_quiet_although_a_child_has_a_copy(tmp_path: Path) -> None:
+    """Closed before it is taken out of the epoll, it would be reported for ever."""
+    with unix_socket(tmp_path) as (source, fire):
+        watched = Watched(source)
+        events = Events([watched])
+        assert watched.events == "watched"
+        with a_child_with_copies():
+            fire()
+            assert events.wait(DEADLINE)  # the event
+            assert events.wait(DEADLINE)  # the end
+            assert "the other side has gone" in watched.events
+            assert source.fileno() == -1
+            assert select.select([events.fileno()], [], [], 0)[0] == []
+        events.close()
+
+
+def test_a_fifo_that_hung_up_is_quiet_although_a_child_has_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mempool.pressure.sources.systemd.WRITE_FLAGS", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    source = SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": str(path)})
+    watched = Watched(source)
+    events = Events([watched])
+    for _ in range(3):
+        with a_child_with_copies():
+            fd = os.open(path, os.O_WRONLY)
+            os.write(fd, b"!")
+            os.close(fd)
+            before = source.fileno()
+            for _ in range(2):  # the event, and the end
+                select.select([events.fileno()], [], [], DEADLINE)
+                events.take()
+            assert source.fileno() != before
+            assert select.select([events.fileno()], [], [], 0)[0] == []
+            assert watched.events == "watched"
+    assert len([fd for fd in os.listdir("/proc/self/fd") if fd.isdigit()]) < 100
+    events.close()
