@@ -207,6 +207,19 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
+CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
+    *(
+        public(item) | {item.__name__}
+        for item in (
+            mempool.pressure.CleanupReport,
+            mempool.pressure.CleanupSchedule,
+            mempool.pressure.CleanupStep,
+            mempool.pressure.ItemStats,
+            mempool.pressure.Shrinkable,
+            mempool.pressure.Shrinker,
+        )
+    )
+)
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
@@ -232,6 +245,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("BytesStream", public(mempool.io.BytesStream)),
         ("mempool.numpy", set(mempool.numpy.__all__)),
         ("mempool.aio", set(mempool.aio.__all__) | public(mempool.aio.PooledReader)),
+        ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),

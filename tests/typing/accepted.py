@@ -38,7 +38,19 @@ from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_acco
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
-from mempool.pressure import Level
+from mempool.pressure import (
+    CleanupReport,
+    CleanupSchedule,
+    CleanupStep,
+    ItemStats,
+    Level,
+    PressureEvent,
+    Shrinkable,
+    Shrinker,
+    process_schedule,
+    register,
+    unregister,
+)
 from mempool.pressure.sources import (
     AccountUsage,
     CallableSource,
@@ -380,3 +392,33 @@ def pressure_sources(account: Account, path: Path) -> None:
     reading = sources[0].read()
     assert_type(reading.used, int | None)
     assert_type(reading.level, Level | None)
+
+
+class Thumbnails:
+    name = "thumbnails"
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def shrink(self, nbytes: int) -> int:
+        return nbytes
+
+
+def cleanups(pool: BufferPool, slab: SlabAllocator, event: PressureEvent, cache: Thumbnails) -> None:
+    assert_type(mempool.cleanup(), CleanupReport)
+    report = mempool.cleanup("aggressive", background=True)
+    assert_type(report.wait(1.0), bool)
+    assert_type(report.steps, tuple[CleanupStep, ...])
+    assert_type(report.freed, int)
+    assert_type(report.steps[0].error, str | None)
+    shrinkable: Shrinkable = cache
+    register(shrinkable)
+    unregister(cache)
+    shrinker = Shrinker([pool, slab, cache, lambda needed: needed, lambda needed: None], floor="8 MiB")
+    assert_type(shrinker(event), int)
+    assert_type(Shrinker.of_process(floor=0).stats(), tuple[ItemStats, ...])
+    with CleanupSchedule("10m", "light") as schedule:
+        schedule.interval = 5
+        assert_type(schedule.last, CleanupReport | None)
+    assert_type(process_schedule(), CleanupSchedule | None)
