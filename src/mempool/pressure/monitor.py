@@ -261,21 +261,24 @@ class PressureMonitor(Options):
     def _tell(self) -> None:
         """Run the callbacks that are due, and those that other threads found due meanwhile."""
         with self._lock:
-            self._more = True
+            self._more = self._telling
             if self._telling:
                 return
             self._telling = True
         try:
             for _ in range(_MOST_ROUNDS):
-                if not self._begin_round():
-                    break
                 for _ in range(3):  # what was freed may be a relief at once
                     if self._tell_one() is None:
                         break
-        finally:
+                if not self._begin_round():
+                    return
+        except BaseException:
             self._telling = False
+            raise
+        self._telling = False
 
     def _begin_round(self) -> bool:
+        """Whether others found something due while callbacks ran; else the next to find something runs them."""
         with self._lock:
             self._telling, self._more = self._more, False
             return self._telling
