@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import mempool
 from batch_kit import Clock
-from mempool.accounting import MemoryUsage, register_reclaimer
+from mempool.accounting import MemoryUsage, Tracker, register_reclaimer, take_snapshot
 from mempool.pressure import Health, HealthCheck, Level, PressureMonitor, Thresholds
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.health import Done, Readings, judge
@@ -41,12 +41,13 @@ class Pattern(str):
 
 class FakeTracker:
     def __init__(self) -> None:
-        self.snapshots, self.found = 0, "steady"
+        self.snapshots, self.found, self.noise = 0, "steady", 0
 
     def snapshot(self) -> None:
         self.snapshots += 1
 
-    def pattern(self) -> str:
+    def pattern(self, *, noise: int) -> str:
+        self.noise = noise
         return self.found
 
 
@@ -149,6 +150,32 @@ def test_patterns(bench: Bench) -> None:
         found = bench.check()
         assert kinds(found) == expected
         assert all("from 1 MB to 9 MB" in issue.message for issue in found.issues)
+
+
+def test_small_changes_are_noise(bench: Bench) -> None:
+    noise = []
+    for bench.usage in (usage(rss=100 * MIB), usage(rss=1000 * MIB)):
+        bench.check()
+        noise.append(bench.tracker.noise)
+    assert noise == [8 * MIB, 50 * MIB]
+
+
+def test_a_process_that_grows_is_found() -> None:
+    snapshots = []
+
+    def read(label: str | None, clock: Callable[[], float]) -> Any:
+        snapshots.append(None)
+        kept = take_snapshot(label, clock)
+        return replace(kept, rss=(100 + 4 * len(snapshots)) * MIB)
+
+    clock = Clock()
+    checker = HealthCheck(PressureMonitor(sources=[]), Tracker(clock=clock, read=read), usage=usage, clock=clock)
+    found = []
+    for _ in range(30):
+        clock.now += 10.0
+        found.append([issue.kind for issue in checker.check().issues if issue.kind == "leak"])
+    assert found[-1] == ["leak"]
+    assert found[0] == []
 
 
 def test_one_snapshot_in_a_second(bench: Bench) -> None:
