@@ -323,6 +323,14 @@ def test_cleanup_comes_in_stages() -> None:
     assert steps == [[], light, [], standard, [], aggressive, [], [], aggressive, [], light, standard, [], []]
 
 
+def test_after_a_cleanup_the_monitor_looks_again() -> None:
+    monitor = FakeMonitor([HIGH, NORMAL])
+    batches = run(range(20), 10, monitor, cleanup=lambda _: None, max_wait=1.0)
+    batches._clock = Clock()
+    assert lengths(batches) == [10, 10]
+    assert monitor.timeouts == []
+
+
 def test_a_cleanup_that_raises_loses_nothing() -> None:
     def cleanup(mode: str) -> None:
         raise LookupError(mode)

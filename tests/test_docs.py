@@ -39,6 +39,19 @@ import mempool.io.reading
 import mempool.io.writing
 import mempool.numpy
 import mempool.pickle
+import mempool.pressure.alerts
+import mempool.pressure.batches
+import mempool.pressure.health
+import mempool.pressure.profiles
+import mempool.pressure.sizing
+import mempool.pressure.sources
+import mempool.pressure.sources.account
+import mempool.pressure.sources.cgroup
+import mempool.pressure.sources.custom
+import mempool.pressure.sources.process
+import mempool.pressure.sources.stall
+import mempool.pressure.sources.system
+import mempool.pressure.sources.systemd
 import mempool.settings
 import mempool.shared.buffer
 import mempool.shared.pool
@@ -72,6 +85,19 @@ MODULES = [
     mempool.io.reading,
     mempool.io.writing,
     mempool.numpy,
+    sys.modules["mempool.pressure.sizing"],
+    sys.modules["mempool.pressure.profiles"],
+    sys.modules["mempool.pressure.health"],
+    sys.modules["mempool.pressure.batches"],
+    sys.modules["mempool.pressure.alerts"],
+    mempool.pressure.sources,
+    mempool.pressure.sources.account,
+    mempool.pressure.sources.cgroup,
+    mempool.pressure.sources.custom,
+    mempool.pressure.sources.process,
+    mempool.pressure.sources.stall,
+    mempool.pressure.sources.system,
+    mempool.pressure.sources.systemd,
     mempool.settings,
     mempool.shared.buffer,
     mempool.shared.pool,
@@ -201,6 +227,15 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
+BATCHES = {"adaptive_batches", "AsyncBatches", "Batches", "BatchSizer", "waited", "aclose"}.union(
+    public(mempool.pressure.BatchSizer)
+)
+HEALTH = {"health", "HealthCheck", "check", "alerts", "recommend", "profile"}.union(
+    *(
+        public(cls)
+        for cls in (mempool.pressure.Alerts, mempool.pressure.Health, mempool.pressure.Issue, mempool.pressure.Settings)
+    )
+)
 CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
     *(
         public(item) | {item.__name__}
@@ -247,7 +282,10 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
         ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
-        ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
+        ("Batches", BATCHES),
+        ("Health", HEALTH),
+        ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
+        ("Settings", set(mempool.settings.__all__) | set(mempool.pressure.Settings.__slots__)),
         ("Units", set(mempool.units.__all__)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

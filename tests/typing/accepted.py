@@ -51,12 +51,27 @@ from mempool.pressure import (
     CleanupSchedule,
     CleanupStep,
     ItemStats,
+    Level,
     PressureEvent,
     Shrinkable,
     Shrinker,
     process_schedule,
     register,
     unregister,
+)
+from mempool.pressure.sources import (
+    AccountUsage,
+    CallableSource,
+    CgroupMemory,
+    EventSource,
+    PressureStall,
+    ProcessMemory,
+    Reading,
+    Rlimits,
+    Source,
+    SystemdPressure,
+    SystemMemory,
+    default_sources,
 )
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
 
@@ -374,6 +389,28 @@ async def asyncio_streams(pool: BufferPool, path: Path) -> None:
     plain.write(b"")
     writer.write(await reader.read())
     assert_type(reader.exception(), BaseException | None)
+
+
+def pressure_sources(account: Account, path: Path) -> None:
+    for source in default_sources(path, environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}):
+        assert_type(source, Source)
+        assert_type(source.read(), Reading)
+        assert_type(source.scope, Literal["own", "shared"])
+    sources: list[Source] = [
+        SystemdPressure(level=Level.ELEVATED, hold="2s"),
+        CgroupMemory(root=path),
+        PressureStall(path, kind="full", averages=(5, 10, 20)),
+        Rlimits("data"),
+        SystemMemory(),
+        ProcessMemory("2 GiB"),
+        AccountUsage(account),
+        CallableSource(lambda: (1, None), "one", scope="shared"),
+    ]
+    events: list[EventSource] = [SystemdPressure(), CgroupMemory(), PressureStall()]
+    assert_type(events[0].handle(events[0].poll_events), bool)
+    reading = sources[0].read()
+    assert_type(reading.used, int | None)
+    assert_type(reading.level, Level | None)
 
 
 class Thumbnails:

@@ -45,7 +45,18 @@ def _mallinfo() -> Callable[[], int] | None:
     try:
         import ctypes
 
-        names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        names = (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
         info = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names]})
         function = ctypes.CDLL(None).mallinfo2
     except (ImportError, OSError, AttributeError):

@@ -38,7 +38,8 @@ def _idle() -> Iterator[tuple[tuple[str, ...], int]]:
 def lent_by_account() -> dict[tuple[str, ...], int]:
     """Return the bytes that each account itself has lent, by its path from the root.
 
-    Accounts of one path are added up. What idles at one moment and is lent at the next may be counted in both while other threads work.
+    Accounts of one path are added up. What idles at one moment and is lent at the next may be counted in both while other
+    threads work.
     """
     lent: dict[tuple[str, ...], int] = {}
     for path, nbytes in _own(root_account().tree()):

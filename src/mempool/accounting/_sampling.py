@@ -1,7 +1,7 @@
 """The instruments of `detect_leaks`: readings between calls, without tracing and with it.
 
-A reading is taken after full garbage collections, so that cycles are not taken for leaks. What was there before a run is frozen for its
-length: the collections look at new objects alone, and cost a fraction.
+A reading is taken after full garbage collections, so that cycles are not taken for leaks. What was there before a run is
+frozen for its length: the collections look at new objects alone, and cost a fraction.
 """
 
 import gc

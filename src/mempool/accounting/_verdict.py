@@ -1,4 +1,4 @@
-"""Does a series of readings, taken over several rounds of calls, grow as leaks do: on and on, and not slower and slower.
+r"""Does a series of readings, taken over several rounds of calls, grow as leaks do: on and on, and not slower and slower.
 
 ::
 
@@ -113,4 +113,4 @@ def contradicts(plan: Plan, totals: Sequence[int], traced: float) -> bool:
     middle = median(base)
     noise = 1.5 * median(abs(value - middle) for value in base)
     error = 3.5 * noise / (times[-1] * len(totals) ** 0.5)  # of a straight line through so many evenly spaced points
-    return slope + 3 * error < 0.2 * traced
+    return bool(slope + 3 * error < 0.2 * traced)

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,8 @@ class GrowthReport:
     leaking : bool
         Whether heap or external growth passed the threshold.
     heap : int
-        Bytes by which memory outside this package grew: traced ones while `tracemalloc` runs, resident ones else.
+        Bytes by which memory outside this package grew at least: traced ones while `tracemalloc` runs, resident ones else, without
+        what was lent.
     external : int
         Bytes of native memory of this package that are lent, above the baseline.
     accounts : tuple of (str, int)
@@ -78,8 +80,9 @@ class LeakDetector:
 
     Notes
     -----
-    Native memory counts as it is lent: idle memory of pools is no leak. Without a running `tracemalloc` heap growth is resident memory
-    less what was lent, which other libraries and freed memory that malloc keeps are part of.
+    Native memory counts as it is lent: idle memory of pools is no leak. Without a running `tracemalloc` heap growth is resident
+    memory less what was lent; other libraries, and freed memory that malloc keeps, are part of it, and lent memory that nobody
+    touched hides as much of it.
 
     Examples
     --------
@@ -109,8 +112,8 @@ class LeakDetector:
         if on_leak is not None and not callable(on_leak):
             raise TypeError(f"on_leak must be callable, not {on_leak!r}")
         self._on_leak = on_leak if on_leak is not None else _warn
-        self._make_tracker = lambda: Tracker(capacity, clock=clock, read=read)
-        self._tracker = self._make_tracker()
+        self._tracker = Tracker(capacity, clock=clock, read=read)
+        self._make_tracker = partial(Tracker, capacity, clock=clock, read=read)
         self._baseline: tuple[Snapshot, dict[tuple[str, ...], int]] | None = None
         self._told = 0  # thresholds of growth that were reported
         self._lock = ProcessLock()
@@ -159,7 +162,7 @@ class LeakDetector:
 
     def _compare(self, baseline: Snapshot, lent: dict[tuple[str, ...], int]) -> GrowthReport:
         delta = MemoryDelta("growth", baseline, self._tracker.snapshot())
-        heap = (delta.rss if delta.traced is None else delta.traced) - delta.lent
+        heap = max(0, (delta.rss if delta.traced is None else delta.traced) - max(0, delta.lent))
         pattern = self._tracker.pattern("lent" if delta.lent > heap else "rss" if delta.traced is None else "traced")
         grown = {path: nbytes - lent.get(path, 0) for path, nbytes in _lent.lent_by_account().items()}
         rows = sorted(

@@ -2,9 +2,10 @@
 
 ::
 
-    warmup   round without tracing            rounds with tracing, more only while something grows        the same without tracing,
-    calls    |--block--|--block--| ... |      |--block--|--block--| ... |--block--| ...                    only if malloc or RSS grew
-                       ^ reading: malloc, objects, RSS, accounts        ^ reading: bytes and objects of each line, accounts
+    warmup   untraced round              traced rounds: more only while something grows     untraced rounds: only
+    calls    |--block--|--block--| ...   |--block--|--block--| ... |--block--| ...          if malloc or RSS grew
+                       ^ reading: malloc,           ^ reading: bytes and objects
+                         objects, RSS, accounts       of each line, accounts
 
     a line leaks      if it grows in each round, and the totals without tracing do not deny it
     an account leaks  if what it lends grows in each round, with tracing and without
@@ -55,8 +56,8 @@ class Culprit:
     Attributes
     ----------
     kind : {"heap", "lent", "account", "native"}
-        What a line made in Python's heap, and what other packages trace for it (NumPy does); native memory of this package that a line asked for; what an account lends; memory that
-        neither Python nor this package knows.
+        What a line made in Python's heap, and what other packages trace for it (NumPy does); native memory of this package that
+        a line asked for; what an account lends; memory that neither Python nor this package knows.
     where : str
         ``file:line``, the path of the account from the root, or which figure showed it.
     bytes_per_call, objects_per_call : float

@@ -137,9 +137,9 @@ class measure:  # noqa: N801 - used as the functions of contextlib are
 
     Notes
     -----
-    The figures are those of the whole process: other threads count. A decorated generator is measured from its first value to its end,
-    with whatever its consumer does in between, a coroutine with whatever runs while it waits. An exception ends a measurement like any
-    other end. Asynchronous generators are refused.
+    The figures are those of the whole process: other threads count. A decorated generator is measured from its first value to its
+    end, with whatever its consumer does in between, a coroutine with whatever runs while it waits. An exception ends a measurement
+    like any other end. Asynchronous generators are refused.
 
     Examples
     --------

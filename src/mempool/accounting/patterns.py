@@ -59,6 +59,7 @@ class Pattern(str):
     evidence: str
 
     def __new__(cls, name: str, evidence: str = "") -> Self:
+        """Make one of a word."""
         made = super().__new__(cls, name)
         made.evidence = evidence
         return made
@@ -135,7 +136,7 @@ def _steady_growth(times: Sequence[float], values: Sequence[float], noise: float
 
 
 def _turns(values: Sequence[float], swing: float) -> list[int]:
-    """Return where the series begins, turns by at least `swing`, and where its last leg ends; the beginning alone if there is no leg."""
+    """Return where the series begins, turns by at least `swing`, and ends its last leg; only the first if there is no leg."""
     turns, upward = _first_leg(values, swing)
     if not turns:
         return [0]

@@ -144,8 +144,8 @@ class Tracker:
         Parameters
         ----------
         a, b : str, int or Snapshot
-            A label (of several, the newest counts), a position among those kept (negative: from the newest), or a snapshot itself. By
-            default the oldest and the newest.
+            A label (of several, the newest counts), a position among those kept (negative: from the newest), or a snapshot
+            itself. By default the oldest and the newest.
 
         Raises
         ------

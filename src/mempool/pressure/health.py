@@ -17,6 +17,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from mempool import _core, _reclaim
 from mempool._records import PoolStats
+from mempool.accounting.tracker import Tracker
 from mempool.accounting.usage import MemoryUsage, memory_usage
 from mempool.pressure.alerts import SEVERITIES, Severity
 from mempool.pressure.batches import Waits, tally
@@ -33,6 +34,7 @@ MIB = 1 << 20
 PENALTIES: dict[str, int] = {"medium": 15, "high": 35, "critical": 60}
 STATUSES: dict[str, Status] = {"medium": "strained", "high": "degraded", "critical": "critical"}
 SLOW = 0.5  # seconds for one call that makes room
+LEAST_CHANGE = 8 * MIB  # of what is resident; or a twentieth of it
 LEAST_WASTE = 16 * MIB  # less than this is not worth a word
 
 
@@ -111,14 +113,14 @@ class Monitor(Protocol):
         """Return its counts."""
 
 
-class Tracker(Protocol):
-    """What is asked of a `mempool.accounting.Tracker`."""
+class Tracked(Protocol):
+    """What is asked of a `Tracker`."""
 
     def snapshot(self) -> object:
         """Keep what memory is now."""
 
-    def pattern(self) -> str:
-        """Return what the snapshots look like."""
+    def pattern(self, *, noise: int) -> str:
+        """Return what the snapshots look like, smaller changes apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +273,13 @@ class HealthCheck:
     def __init__(
         self,
         monitor: Monitor | None = None,
-        tracker: Tracker | None = None,
+        tracker: Tracked | None = None,
         *,
         usage: Callable[[], MemoryUsage] = memory_usage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._monitor, self._usage, self._clock = monitor, usage, clock
-        self._tracker = _own_tracker() if tracker is None else tracker
+        self._tracker: Tracked = Tracker() if tracker is None else tracker
         self._lock = threading.Lock()
         self._window: deque[Counts] = deque()
 
@@ -297,7 +299,7 @@ class HealthCheck:
         if fresh:
             self._tracker.snapshot()
         level, source = _level(monitor, usage)
-        pattern = self._tracker.pattern()
+        pattern = self._tracker.pattern(noise=max(LEAST_CHANGE, usage.rss // 20))
         evidence = str(getattr(pattern, "evidence", ""))
         return judge(_readings(before, counts, usage, level, source, pools, str(pattern), evidence))
 
@@ -314,13 +316,6 @@ class HealthCheck:
             if fresh:
                 window.append(counts)
             return before, fresh
-
-
-def _own_tracker() -> Tracker:
-    from mempool.accounting import tracker
-
-    made: Tracker = tracker.Tracker()
-    return made
 
 
 def _exhausted_of(pools: Sequence[tuple[str, PoolStats]]) -> dict[str, int]:
