@@ -34,6 +34,14 @@ import mempool.io.reading
 import mempool.io.writing
 import mempool.numpy
 import mempool.pickle
+import mempool.pressure.sources
+import mempool.pressure.sources.account
+import mempool.pressure.sources.cgroup
+import mempool.pressure.sources.custom
+import mempool.pressure.sources.process
+import mempool.pressure.sources.stall
+import mempool.pressure.sources.system
+import mempool.pressure.sources.systemd
 import mempool.settings
 import mempool.shared.buffer
 import mempool.shared.pool
@@ -62,6 +70,14 @@ MODULES = [
     mempool.io.reading,
     mempool.io.writing,
     mempool.numpy,
+    mempool.pressure.sources,
+    mempool.pressure.sources.account,
+    mempool.pressure.sources.cgroup,
+    mempool.pressure.sources.custom,
+    mempool.pressure.sources.process,
+    mempool.pressure.sources.stall,
+    mempool.pressure.sources.system,
+    mempool.pressure.sources.systemd,
     mempool.settings,
     mempool.shared.buffer,
     mempool.shared.pool,
@@ -232,6 +248,7 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
         ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
+        ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),
     ],

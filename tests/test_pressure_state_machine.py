@@ -1,4 +1,4 @@
-"""A monitor and a plain model of it, driven together: levels, what callbacks are told, relief, reminders, simulation, suppression."""
+"""A monitor and a plain model of it, driven together: levels, what callbacks are told, reminders, simulation, suppression."""
 
 from contextlib import ExitStack
 
