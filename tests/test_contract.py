@@ -15,6 +15,7 @@ from support import MIB, books, nothing_changes
 
 TOP = {"BufferPool", "Buffer", "default_pool", "acquire", "Account", "configure", "TRACEMALLOC_DOMAIN", "__version__"}
 TOP |= {"MempoolError", "PoolExhausted", "AccountLimitExceeded", "StaleHandle", "MappingError", "PoolStats"}
+TOP |= {"memory_usage", "MemoryLimitExceeded"}
 
 SIGNATURES = {
     BufferPool.acquire: "(nbytes, *, zero=False, timeout=0)",
@@ -36,6 +37,8 @@ SIGNATURES = {
     Account.track: "(obj, nbytes)",
     Account.tree: "()",
     accounting.root_account: "()",
+    accounting.memory_usage: "(*, uss=False)",
+    accounting.memory_limit: "(size, *, what='rss', account=None)",
     mempool.default_pool: "()",
     mempool.acquire: "(nbytes, *, zero=False, timeout=0)",
     mempool.configure: "(**settings)",

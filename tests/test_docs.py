@@ -20,6 +20,8 @@ import mempool
 import mempool._core
 import mempool._records
 import mempool.accounting
+import mempool.accounting.guard
+import mempool.accounting.usage
 import mempool.aio
 import mempool.aio.reader
 import mempool.aio.streams
@@ -54,6 +56,8 @@ MODULES = [
     mempool._core,
     mempool._records,
     mempool.accounting,
+    mempool.accounting.guard,
+    mempool.accounting.usage,
     mempool.aio,
     mempool.aio.reader,
     mempool.aio.streams,
@@ -203,6 +207,19 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
+CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
+    *(
+        public(item) | {item.__name__}
+        for item in (
+            mempool.pressure.CleanupReport,
+            mempool.pressure.CleanupSchedule,
+            mempool.pressure.CleanupStep,
+            mempool.pressure.ItemStats,
+            mempool.pressure.Shrinkable,
+            mempool.pressure.Shrinker,
+        )
+    )
+)
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
@@ -217,6 +234,8 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
         ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
+        ("MemoryUsage", public(mempool.accounting.MemoryUsage)),
+        ("MemoryGuard", public(mempool.accounting.MemoryGuard)),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
@@ -226,6 +245,7 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("BytesStream", public(mempool.io.BytesStream)),
         ("mempool.numpy", set(mempool.numpy.__all__)),
         ("mempool.aio", set(mempool.aio.__all__) | public(mempool.aio.PooledReader)),
+        ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
@@ -265,6 +285,10 @@ def test_everything_public_is_documented() -> None:
     expected |= {f"mempool._core.{name}" for name in functions}
     for name in public(mempool.shared.SharedBuffer):
         assert getattr(mempool.shared.SharedBuffer, name).__doc__, name
+    expected |= {
+        f"mempool.accounting.guard.{name}" for name in ("memory_limit", "MemoryGuard.check", "MemoryGuard.grown")
+    }
+    expected |= {f"mempool.accounting.usage.{name}" for name in ("memory_usage", "MemoryUsage", "MemoryUsage.lent")}
     expected |= {f"mempool.shared.pool.SharedPool.{name}" for name in public(mempool.shared.SharedPool)}
     assert {name for name in expected if not described.get(name)} == set()
 

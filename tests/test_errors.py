@@ -12,6 +12,7 @@ BASES = {
     "MempoolError": (Exception,),
     "PoolExhausted": (errors.MempoolError, MemoryError),
     "AccountLimitExceeded": (errors.MempoolError, MemoryError),
+    "MemoryLimitExceeded": (errors.MempoolError, MemoryError),
     "StaleHandle": (errors.MempoolError, LookupError),
     "MappingError": (errors.MempoolError, OSError),
 }
@@ -47,6 +48,14 @@ def over_account() -> errors.AccountLimitExceeded:
     return caught.value
 
 
+def over_guard() -> errors.MemoryLimitExceeded:
+    account = mempool.Account("job")
+    guard = mempool.accounting.memory_limit(1000, what="external", account=account)
+    with pytest.raises(errors.MemoryLimitExceeded) as caught, guard:
+        account.charge(1500)
+    return caught.value
+
+
 def test_pool_exhausted_tells_what_and_why() -> None:
     error = exhausted()
     assert (error.requested, error.in_use, error.limit) == (12345, 4096, 8192)
@@ -61,7 +70,14 @@ def test_account_limit_exceeded_tells_which_account() -> None:
         assert word in str(error)
 
 
-@pytest.mark.parametrize("make", [exhausted, over_account])
+def test_memory_limit_exceeded_tells_of_what() -> None:
+    error = over_guard()
+    assert (error.what, error.grown, error.limit) == ("external", 1500, 1000)
+    for word in ("external", "1500", "1000"):
+        assert word in str(error)
+
+
+@pytest.mark.parametrize("make", [exhausted, over_account, over_guard])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_they_travel_between_processes(make: object, protocol: int) -> None:
     assert callable(make)
@@ -74,6 +90,7 @@ def test_they_travel_between_processes(make: object, protocol: int) -> None:
 def test_one_handler_catches_all_shortages() -> None:
     assert isinstance(exhausted(), MemoryError)
     assert isinstance(over_account(), MemoryError)
+    assert isinstance(over_guard(), MemoryError)
 
 
 def test_a_mapping_error_keeps_what_an_os_error_has() -> None:

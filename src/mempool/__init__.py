@@ -1,5 +1,6 @@
 """Zero-copy buffer pools with native speed: memory that is lent, taken back, bounded and accounted for."""
 
+from mempool import _reclaim as _reclaim
 from mempool._core import (
     TRACEMALLOC_DOMAIN,
     Account,
@@ -20,6 +21,7 @@ from mempool._records import PoolStats, SizeClassStats, SlabStats
 from mempool.errors import (
     AccountLimitExceeded,
     MappingError,
+    MemoryLimitExceeded,
     MempoolError,
     PoolExhausted,
     StaleHandle,
@@ -42,7 +44,9 @@ if TYPE_CHECKING:
     from mempool import settings as settings
     from mempool import shared as shared
     from mempool import units as units
+    from mempool.accounting.usage import memory_usage as memory_usage
     from mempool.pressure.cleanup import cleanup as cleanup
+    from mempool.pressure.health import health as health
 
 __version__ = "0.1.0"
 
@@ -55,6 +59,7 @@ __all__ = [
     "BufferPool",
     "MappedArray",
     "MappingError",
+    "MemoryLimitExceeded",
     "MempoolError",
     "PoolExhausted",
     "PoolStats",
@@ -71,12 +76,18 @@ __all__ = [
     "create_array",
     "default_pool",
     "guard_truncation",
+    "health",
+    "memory_usage",
     "open_array",
 ]
 
 _SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
 
-_LAZY = {"cleanup": "mempool.pressure.cleanup"}  # functions that load with their first use
+_LAZY = {  # functions that load with their first use
+    "cleanup": "mempool.pressure.cleanup",
+    "health": "mempool.pressure.health",
+    "memory_usage": "mempool.accounting.usage",
+}
 
 
 def __getattr__(name: str) -> object:

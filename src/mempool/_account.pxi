@@ -2,8 +2,6 @@
 cdef object weak_reference
 from _weakref import ref as weak_reference
 
-# Accounts that `charge` filled stay alive until they are discharged: somebody holds that memory, so reports must show it.
-cdef dict _filled = {}
 # Accounts of pools that are gone, until the last memory of theirs is back.
 cdef dict _lingering = {}
 # The references of `track`, which must live as long as their objects.
@@ -55,7 +53,7 @@ cdef class Account:
     """The name it was given."""
     cdef readonly Account parent
     """The account above, None for the root."""
-    cdef size_t _by_hand  # what `charge` added and `discharge` may take away
+    cdef size_t _by_hand  # what `charge` added and `discharge` may take away; while it is any, the account has a reference to itself
     cdef dict _children   # weak references by age: a child keeps its parent alive, not the other way round
     cdef size_t _born
     cdef object __weakref__
@@ -105,27 +103,32 @@ cdef class Account:
         AccountLimitExceeded
             A limit here or above would be passed, also after idle memory of the pools below that account was given back.
         """
-        cdef size_t size = _size_to_c(nbytes, "nbytes")
-        key = <uintptr_t><PyObject *>self
-        _filled[key] = self
-        try:
-            self._charge(size)
-            with cython.critical_section(self):
-                self._by_hand += size
-        finally:
-            if self._by_hand == 0:
-                _filled.pop(key, None)
+        cdef size_t size = plain_size(nbytes)
+        self._charge(size)
+        with cython.critical_section(self):
+            if self._by_hand == 0 and size > 0:  # somebody holds that memory, so reports must show it
+                Py_INCREF(self)
+            self._by_hand += size
 
-    cdef int _charge(self, size_t size) except -1:
+    cdef inline int _charge(self, size_t size) except -1:
         """Charge what is discharged by other means than `discharge`."""
+        if self._c is NULL or not mp_account_charge_ready(self._c, size):
+            self._charge_slowly(size)
+        grew(size)
+        return 0
+
+    cdef int _charge_slowly(self, size_t size) except -1:
+        cdef mp_account *c = self._ready()
         cdef mp_account *binding = NULL
         cdef mp_status status
-        self._ready()
-        with nogil:
-            status = mp_account_charge(self._c, size, &binding)
-        if status != MP_OK:
-            raise _account_error(self, binding, size)
-        return 0
+        cdef int tries = 0
+        while True:
+            with nogil:
+                status = mp_account_charge(c, size, &binding)
+            if status == MP_OK:
+                return 0
+            if not room_in_account(self, binding, size, &tries):
+                raise _account_error(self, binding, size)
 
     def discharge(self, nbytes):
         """Take bytes away that `charge` added.
@@ -135,18 +138,19 @@ cdef class Account:
         ValueError
             If `charge` did not add so many.
         """
-        cdef size_t size = _size_to_c(nbytes, "nbytes")
+        cdef size_t size = plain_size(nbytes), left
         cdef bint known
         self._ready()
         with cython.critical_section(self):
             known = size <= self._by_hand
             if known:
                 self._by_hand -= size
-                if self._by_hand == 0:
-                    _filled.pop(<uintptr_t><PyObject *>self, None)
+            left = self._by_hand
         if not known:
-            raise ValueError(f"cannot discharge {size} bytes from account {self.name!r}: {self._by_hand} were charged to it")
+            raise ValueError(f"cannot discharge {size} bytes from account {self.name!r}: {left} were charged to it")
         mp_account_discharge(self._c, size)
+        if left == 0 and size > 0:
+            Py_DECREF(self)
 
     def charged(self, nbytes):
         """Return a context manager that charges on entry and discharges on exit."""
@@ -288,6 +292,17 @@ cdef int let_go() except -1:
     return 0
 
 
+cdef inline size_t plain_size(object nbytes) except? 0:
+    """`_size_to_c` for what mostly is an int."""
+    cdef Py_ssize_t size
+    if PyLong_CheckExact(nbytes):
+        size = as_ssize(nbytes)
+        if size >= 0:
+            return <size_t>size
+        PyErr_Clear()
+    return _size_to_c(nbytes, "nbytes")
+
+
 cdef size_t _size_to_c(object value, str name) except? 0:
     """Any size as C bytes: `OverflowError` for what no address can reach."""
     cdef Py_ssize_t size
@@ -317,8 +332,7 @@ cdef size_t _limit_to_c(object value) except? 0:
 
 cdef object _account_error(Account account, mp_account *binding, size_t size):
     """The error for a charge that `binding`, which is `account` or above it, refused."""
-    while account._c is not binding and account.parent is not None:
-        account = account.parent
+    account = account_at(account, binding)
     used, limit = account.used, account.limit
     text = f"account {account.name!r} cannot take {size} bytes: {used} used, limit {limit}"
     return AccountLimitExceeded(text, account.name, size, used, limit)

@@ -89,6 +89,16 @@ cdef size_t growth(size_t room, size_t need) noexcept:
     return max(size, need)
 
 
+cdef mp_block *lend_slowly(BufferPool pool, size_t need) except NULL:
+    """Others are asked for room."""
+    cdef Buffer buffer = pool._try_acquire(need, True)
+    cdef mp_block *block
+    if buffer is None:
+        raise pool._exhausted(need)
+    block, buffer._block = buffer._block, NULL
+    return block
+
+
 cdef Buffer lend_ours(BufferPool pool, size_t size, size_t need):
     """A lease as long as its block, of `size` bytes; under a limit that leaves less, of `need` at least."""
     cdef Buffer buffer = Buffer.__new__(Buffer)
@@ -104,7 +114,8 @@ cdef Buffer lend_ours(BufferPool pool, size_t size, size_t need):
                 size = max(need, size // 4)
                 status = mp_pool_acquire(c, size, &block, &shortage)
         if status != MP_OK:
-            pool._fail(status, need, &shortage)
+            block = lend_slowly(pool, need)
+        grew(block.capacity)
     buffer._pool = pool
     buffer._block = block
     buffer._flags = OURS

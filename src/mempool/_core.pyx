@@ -3,12 +3,12 @@
 # cython: auto_pickle=False
 """The compiled layer: leases of native memory through Python's protocols.
 
-Read the parts in this order: `_account.pxi` (what is taken from the OS), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
+Read the parts in this order: `_account.pxi` (what is taken from the OS), `_room.pxi` (who is asked for room), `_buffer.pxi` (a lease and its views), `_arrays.pxi` and
 `_dlpack.pxi` (views for NumPy and others), `_leaks.pxi` (stacks and warnings), `_waiting.pxi` (who waits for memory),
 `_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process), `_slab_arguments.pxi` and
 `_slab.pxi` (items with handles), `_mapping_view.pxi`, `_mapping.pxi`, `_blocks.pxi` and `_opening.pxi` (arrays in files),
 `_ring.pxi` and `_arena.pxi`; then what the movement modules are built on: `_chain.pxi` and `_stream.pxi` (io.BytesStream),
-`_inbox.pxi` (aio), `_shared.pxi` (shared) and `_heap.pxi` (numpy).
+`_inbox.pxi` (aio), `_shared.pxi` (shared) and `_heap.pxi` (numpy); and `_process.pxi` (what the process knows of itself).
 
 Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool. And one
 habit: no list comprehensions, as Cython 3.3 drops an item twice when an append finds no memory.
@@ -71,6 +71,7 @@ cdef unsigned int DOMAIN = 0x6D656D70
 cdef size_t LONG_WORK = 1 << 20
 
 include "_account.pxi"
+include "_room.pxi"
 include "_buffer.pxi"
 include "_arrays.pxi"
 include "_dlpack.pxi"

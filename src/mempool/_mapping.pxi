@@ -340,9 +340,12 @@ cdef class MappedArray:
         cdef const void *data = PyArray_DATA(<PyArrayObject *><PyObject *>given)
         cdef mp_account *binding = NULL
         cdef mp_status status
-        cdef int error = 0
-        with nogil:
-            status = mp_mapping_append(c, data, count, &binding, &error)
+        cdef int error = 0, tries = 0
+        while True:
+            with nogil:
+                status = mp_mapping_append(c, data, count, &binding, &error)
+            if not self._has_room_now(status, binding, count, &tries):
+                break
         self._check_growth(status, error, binding, count, count)
 
     cdef object _as_rows(self, object rows):
@@ -382,14 +385,23 @@ cdef class MappedArray:
         cdef npy_intp before = self._rows()
         cdef mp_account *binding = NULL
         cdef mp_status status
-        cdef int error = 0
-        with nogil:
-            status = mp_mapping_resize(c, count, &binding, &error)
-        self._check_growth(status, error, binding, count, count - <size_t>before if count > <size_t>before else 0)
+        cdef size_t more = count - <size_t>before if count > <size_t>before else 0
+        cdef int error = 0, tries = 0
+        while True:
+            with nogil:
+                status = mp_mapping_resize(c, count, &binding, &error)
+            if not self._has_room_now(status, binding, more, &tries):
+                break
+        self._check_growth(status, error, binding, count, more)
+
+    cdef bint _has_room_now(self, mp_status status, mp_account *binding, size_t more, int *tries) except -1:
+        """An account refused `more` rows: whether somebody made room."""
+        return status == MP_ERR_ACCOUNT and room_in_account(self._account(), binding, more * self._row_bytes, tries)
 
     cdef int _check_growth(self, mp_status status, int error, mp_account *binding, size_t rows, size_t more) except -1:
         if status == MP_OK:
             self._trace()
+            grew(more * self._row_bytes)
             return 0
         if status == MP_ERR_ACCOUNT:
             raise _account_error(self._account(), binding, more * self._row_bytes)

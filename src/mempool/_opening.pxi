@@ -477,7 +477,7 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
     cdef MappedArray array = MappedArray.__new__(MappedArray)
     cdef mp_account *binding = NULL
     cdef mp_status status
-    cdef int error = 0
+    cdef int error = 0, tries = 0
     array._dims = content.dims
     array._ndim = content.ndim
     array.dtype = content.dtype
@@ -498,8 +498,11 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
         config.header_size = len(content.header)
     config.account = array._account()._c
     config.source = NULL
-    with nogil:
-        status = mp_mapping_create(config, &array._c, &binding, &error)
+    while True:
+        with nogil:
+            status = mp_mapping_create(config, &array._c, &binding, &error)
+        if status != MP_ERR_ACCOUNT or not room_in_account(array._account(), binding, config.rows * config.row_bytes, &tries):
+            break
     if status != MP_OK:
         array._c = NULL
         refuse(array, content, status, error, binding, config)
@@ -507,6 +510,7 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
     array._trace()
     if array._is_file:
         note_file(array)
+    grew(config.rows * config.row_bytes)
     return array
 
 

@@ -208,7 +208,7 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef Buffer buffer = None
         self._check_open()
         if timeout == 0 or not self._queue():
-            buffer = self._try_acquire(size)
+            buffer = self._try_acquire(size, True)
         else:
             self._refuse_hopeless(size)
         if buffer is None and timeout == 0:
@@ -229,21 +229,36 @@ leak_detection=None, account=None, name=None)\n--\n
             account = account.parent
         return 0
 
-    cdef Buffer _try_acquire(self, size_t size):
-        """A lease, or None if the limit leaves no room now but may later."""
+    cdef Buffer _try_acquire(self, size_t size, bint ask):
+        """A lease, or None if the limit leaves no room now but may later. `ask`: others may make some."""
         cdef Buffer buffer = Buffer.__new__(Buffer)
         cdef mp_block *block = NULL
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         buffer._pool = self
-        with nogil:
-            status = mp_pool_acquire(self._c, size, &block, &shortage)
-        if status == MP_OK:
-            buffer._block = block
-            return buffer
-        if status == MP_ERR_LIMIT and not shortage.hopeless:
-            return None
-        self._fail(status, size, &shortage)
+        while True:
+            with nogil:
+                status = mp_pool_acquire(self._c, size, &block, &shortage)
+            if status == MP_OK:
+                buffer._block = block
+                grew(block.capacity)
+                return buffer
+            if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, mp_pool_block_size(self._c, size), &shortage, &tries):
+                continue
+            if status == MP_ERR_LIMIT and not shortage.hopeless:
+                return None
+            self._fail(status, size, &shortage)
+
+    cdef bint _has_room_now(self, mp_status status, size_t size, mp_shortage *shortage, int *tries) except -1:
+        """A limit refused `size` bytes: whether somebody made room."""
+        cdef size_t room
+        if status == MP_ERR_ACCOUNT:
+            return room_in_account(self.account, shortage.binding, size, tries)
+        if status != MP_ERR_LIMIT or shortage.hopeless:
+            return False
+        room = shortage.limit - shortage.in_use if shortage.in_use < shortage.limit else 0
+        return make_room(None, self, size - room if room < size else size, tries)
 
     cdef int _fail(self, mp_status status, size_t size, mp_shortage *shortage) except -1:
         """Raise what a failed lease means."""
@@ -299,13 +314,19 @@ leak_detection=None, account=None, name=None)\n--\n
             As `acquire`.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes"), blocks = _count_to_c(count, "count")
+        cdef size_t block = mp_pool_block_size(self._ready(), size), all_of_it
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         self._check_open()
-        with nogil:
-            status = mp_pool_reserve(self._c, size, blocks, &shortage)
-        if status != MP_OK:
-            self._fail(status, size if size > SIZE_MAX // (blocks or 1) else size * blocks, &shortage)
+        all_of_it = SIZE_MAX if block > SIZE_MAX // (blocks or 1) else block * blocks
+        while True:
+            with nogil:
+                status = mp_pool_reserve(self._c, size, blocks, &shortage)
+            if status == MP_OK:
+                break
+            if not self._has_room_now(status, all_of_it, &shortage, &tries):
+                self._fail(status, size if size > SIZE_MAX // (blocks or 1) else size * blocks, &shortage)
 
     def trim(self, target=0):
         """Give idle memory back to the OS until at most `target` bytes are idle.

@@ -50,12 +50,16 @@ cdef class _RingMemory:
         cdef mp_ring_state state
         cdef mp_account *binding = NULL
         cdef mp_status status
+        cdef int tries = 0
         config.capacity = capacity
         config.copying = False
         config.account = account._ready()
         config.source = NULL
-        with nogil:
-            status = mp_ring_create(&config, &self.c, &binding)
+        while True:
+            with nogil:
+                status = mp_ring_create(&config, &self.c, &binding)
+            if status != MP_ERR_ACCOUNT or not room_in_account(account, binding, capacity, &tries):
+                break
         if status == MP_ERR_ACCOUNT:
             raise _account_error(account, binding, capacity)
         if status != MP_OK:
@@ -63,6 +67,7 @@ cdef class _RingMemory:
         mp_ring_look(self.c, &state)
         self.base = state.base
         PyTraceMalloc_Track(DOMAIN, <uintptr_t>self.base, state.capacity * (1 if state.mirrored else 2))
+        grew(state.capacity)
         return 0
 
     def __dealloc__(self):

@@ -11,6 +11,10 @@ cdef object _slab_number = iter(range(1, 1 << 62))
 cdef object _slab_key = iter(range(1, 1 << 62))
 cdef dict _alive_slabs = {}  # weak references by age
 
+# Bytes; about what a slab takes at a time.
+cdef enum:
+    SLAB_STEP = 64 << 10
+
 
 cdef inline void end_slab_view(mp_slab *slab, void *item) noexcept:
     cdef bint last = mp_slab_leave(slab, item)
@@ -209,11 +213,33 @@ cdef class SlabAllocator:
         cdef mp_handle handle
         cdef mp_shortage shortage
         cdef mp_status status
-        with nogil:
-            status = mp_slab_alloc(c, &handle, &shortage)
+        cdef int tries = 0
+        while True:
+            with nogil:
+                status = mp_slab_alloc(c, &handle, &shortage)
+            if status == MP_OK or not self._has_room_now(status, 1, &shortage, &tries):
+                break
         self._check(status, 1, &shortage)
         self._trace()
+        grew(SLAB_STEP)
         return self._hand_out(handle)
+
+    cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
+        """A limit refused `count` items: whether somebody made room."""
+        cdef size_t size = count * self._item_size
+        if count > SIZE_MAX // self._item_size:
+            return False
+        if status == MP_ERR_ACCOUNT:
+            return room_in_account(self.account, shortage.binding, size, tries)
+        if status == MP_ERR_LIMIT:
+            return size <= shortage.limit and make_room(None, self, size, tries)
+        return status == MP_ERR_FULL and count <= self._most() and make_room(None, self, size, tries)
+
+    cdef size_t _most(self) noexcept:
+        cdef mp_slab_stats stats
+        with nogil:
+            mp_slab_stats_read(self._c, &stats)
+        return stats.max_items
 
     cdef int _check(self, mp_status status, size_t count, mp_shortage *shortage) except -1:
         if status == MP_OK:
@@ -287,6 +313,7 @@ cdef class SlabAllocator:
         cdef mp_slab_stats stats
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef int tries = 0
         cdef mp_handle *out = NULL
         cdef mp_slab *c = self._ready()
         need_numpy()
@@ -296,10 +323,14 @@ cdef class SlabAllocator:
         if <size_t>count <= stats.max_items:
             handles = PyArray_SimpleNew(1, &count, NPY_INT64)
             out = <mp_handle *>PyArray_DATA(<PyArrayObject *><PyObject *>handles)
-        with nogil:
-            status = mp_slab_alloc_many(c, count, out, &shortage)
+        while True:
+            with nogil:
+                status = mp_slab_alloc_many(c, count, out, &shortage)
+            if status == MP_OK or not self._has_room_now(status, count, &shortage, &tries):
+                break
         self._check(status, count, &shortage)
         self._trace()
+        grew(SLAB_STEP + <size_t>count * self._item_size)
         return handles
 
     def free_many(self, handles):

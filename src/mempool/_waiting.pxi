@@ -22,6 +22,7 @@ cdef class _Waiter:
     cdef object loop      # of a task
     cdef object future
     cdef bint signalled
+    cdef bint asked       # others were asked for room
 
     def signal(self):
         """In the task's loop: let it look again."""
@@ -114,8 +115,22 @@ cdef bint is_head(BufferPool pool, _Waiter waiter) except -1:
 
 cdef Buffer try_in_turn(BufferPool pool, _Waiter waiter, size_t size):
     """A lease if it is this waiter's turn and there is memory; None: wait on."""
+    cdef bint ask = not waiter.asked
     pool._check_open()
-    return pool._try_acquire(size) if is_head(pool, waiter) else None
+    if not is_head(pool, waiter):
+        return None
+    waiter.asked = True
+    return pool._try_acquire(size, ask)
+
+
+cdef Buffer try_at_last(BufferPool pool, _Waiter waiter, size_t size):
+    """The time is over: room may be made now that could not be when it began to wait."""
+    cdef Buffer buffer
+    waiter.asked = False
+    buffer = try_in_turn(pool, waiter, size)
+    if buffer is None:
+        raise pool._exhausted(size)
+    return buffer
 
 
 cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
@@ -127,6 +142,7 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
     except RuntimeError:
         raise MemoryError("no memory for a lock to wait on") from None
     waiter.lock.acquire()
+    waiter.asked = not pool._queue()  # before it came here
     try:
         enter_queue(pool, waiter)
         mp_pool_note_wait(pool._c)
@@ -136,7 +152,7 @@ cdef Buffer wait_in_thread(BufferPool pool, size_t size, double timeout):
                 return buffer
             left = deadline - _monotonic()
             if left <= 0:
-                raise pool._exhausted(size)
+                return try_at_last(pool, waiter, size)
             PyErr_CheckSignals()
             waiter.lock.acquire(True, min(left, LOOK_UP))
     finally:
@@ -150,6 +166,7 @@ async def _wait_in_task(BufferPool pool, size_t size, double timeout):
     cdef double deadline = _monotonic() + timeout, left
     cdef Buffer buffer
     waiter.loop = asyncio.get_running_loop()
+    waiter.asked = not pool._queue()  # before it came here
     try:
         enter_queue(pool, waiter)
         mp_pool_note_wait(pool._c)
@@ -160,7 +177,7 @@ async def _wait_in_task(BufferPool pool, size_t size, double timeout):
                 return buffer
             left = deadline - _monotonic()
             if left <= 0:
-                raise pool._exhausted(size)
+                return try_at_last(pool, waiter, size)
             waiter.future = waiter.loop.create_future()
             timer = waiter.loop.call_later(min(left, LOOK_UP), waiter.signal)
             try:

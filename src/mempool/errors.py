@@ -1,6 +1,13 @@
 """The exceptions of mempool. What has an equal among the builtins is raised as that."""
 
-__all__ = ["AccountLimitExceeded", "MappingError", "MempoolError", "PoolExhausted", "StaleHandle"]
+__all__ = [
+    "AccountLimitExceeded",
+    "MappingError",
+    "MemoryLimitExceeded",
+    "MempoolError",
+    "PoolExhausted",
+    "StaleHandle",
+]
 
 
 class MempoolError(Exception):
@@ -51,6 +58,29 @@ class AccountLimitExceeded(MempoolError, MemoryError):
     def __init__(self, message: str, account: str = "", requested: int = 0, used: int = 0, limit: int = 0) -> None:
         super().__init__(message, account, requested, used, limit)
         self.account, self.requested, self.used, self.limit = account, requested, used, limit
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MemoryLimitExceeded(MempoolError, MemoryError):
+    """A piece of work took more than its `memory_limit`.
+
+    Attributes
+    ----------
+    what : str
+        What was limited: ``"rss"``, ``"external"`` or ``"python_heap"``.
+    grown, limit : int
+        Bytes that it had grown by, or would have, and the bytes it might.
+    """
+
+    what: str
+    grown: int
+    limit: int
+
+    def __init__(self, message: str, what: str = "", grown: int = 0, limit: int = 0) -> None:
+        super().__init__(message, what, grown, limit)
+        self.what, self.grown, self.limit = what, grown, limit
 
     def __str__(self) -> str:
         return str(self.args[0])

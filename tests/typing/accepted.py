@@ -34,11 +34,32 @@ from mempool import (
     guard_truncation,
     open_array,
 )
-from mempool.accounting import root_account
+from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_account
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
-from mempool.pressure import Level
+from mempool.pressure import (
+    CallbackStats,
+    CleanupReport,
+    CleanupSchedule,
+    CleanupStep,
+    Forecast,
+    ItemStats,
+    Level,
+    MonitorStats,
+    PressureEvent,
+    PressureMonitor,
+    Registration,
+    Shrinkable,
+    Shrinker,
+    Simulation,
+    SourceStatus,
+    Thresholds,
+    default_monitor,
+    process_schedule,
+    register,
+    unregister,
+)
 from mempool.pressure.sources import (
     AccountUsage,
     CallableSource,
@@ -174,6 +195,35 @@ def accounts(thing: object) -> None:
     assert_type(tree["children"][0]["name"], str)
 
 
+@memory_limit("64MiB", what="external", account=Account("job"))
+def guarded(rows: int, *, name: str = "") -> list[int]:
+    return [rows]
+
+
+@memory_limit(1 << 20)
+async def guarded_task(rows: int) -> str:
+    return str(rows)
+
+
+async def usage() -> None:
+    found = mempool.memory_usage(uss=True)
+    assert_type(found, MemoryUsage)
+    assert_type(found.rss, int)
+    assert_type(found.lent, int)
+    assert_type(found.uss, int | None)
+    assert_type(found.python_heap, int | None)
+    assert_type(found.available, int | None)
+    assert_type(found.limit_source, str | None)
+    assert_type(found.accounts["children"][0]["used"], int)
+    assert_type(found.unread, tuple[str, ...])
+    with memory_limit("1MiB", what="rss") as guard:
+        assert_type(guard, MemoryGuard)
+        assert_type(guard.check(), int)
+        assert_type(guard.what, Literal["rss", "external", "python_heap"])
+    assert_type(guarded(1, name="a"), list[int])
+    assert_type(await guarded_task(1), str)
+
+
 def failures(work: Callable[[], None]) -> None:
     try:
         work()
@@ -183,6 +233,9 @@ def failures(work: Callable[[], None]) -> None:
         assert_type(error.limit, int)
     except mempool.AccountLimitExceeded as error:
         assert_type(error.account, str)
+    except mempool.MemoryLimitExceeded as error:
+        assert_type(error.what, str)
+        assert_type(error.grown, int)
 
 
 def slabs(handle: np.int64) -> None:
@@ -328,6 +381,36 @@ async def asyncio_streams(pool: BufferPool, path: Path) -> None:
     assert_type(reader.exception(), BaseException | None)
 
 
+class Thumbnails:
+    name = "thumbnails"
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def shrink(self, nbytes: int) -> int:
+        return nbytes
+
+
+def cleanups(pool: BufferPool, slab: SlabAllocator, event: PressureEvent, cache: Thumbnails) -> None:
+    assert_type(mempool.cleanup(), CleanupReport)
+    report = mempool.cleanup("aggressive", background=True)
+    assert_type(report.wait(1.0), bool)
+    assert_type(report.steps, tuple[CleanupStep, ...])
+    assert_type(report.freed, int)
+    assert_type(report.steps[0].error, str | None)
+    shrinkable: Shrinkable = cache
+    register(shrinkable)
+    unregister(cache)
+    shrinker = Shrinker([pool, slab, cache, lambda needed: needed, lambda needed: None], floor="8 MiB")
+    assert_type(shrinker(event), int)
+    assert_type(Shrinker.of_process(floor=0).stats(), tuple[ItemStats, ...])
+    with CleanupSchedule("10m", "light") as schedule:
+        schedule.interval = 5
+        assert_type(schedule.last, CleanupReport | None)
+    assert_type(process_schedule(), CleanupSchedule | None)
+
+
 def pressure_sources(account: Account, path: Path) -> None:
     for source in default_sources(path, environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}):
         assert_type(source, Source)
@@ -348,3 +431,51 @@ def pressure_sources(account: Account, path: Path) -> None:
     reading = sources[0].read()
     assert_type(reading.used, int | None)
     assert_type(reading.level, Level | None)
+
+
+async def monitors(pool: BufferPool, event: PressureEvent) -> None:
+    monitor = PressureMonitor(
+        Thresholds("1GB", critical="1.2GB", preventive=0.7),
+        sources=[lambda: (1, None), AccountUsage()],
+        interval="250ms",
+        hysteresis=0.1,
+        min_dwell=2,
+        reclaim=[pool],
+        reminder="10s",
+    )
+    assert_type(Thresholds.fractions(high=0.9), Thresholds)
+
+    @monitor.on(Level.HIGH, priority=5)
+    def make_room(event: PressureEvent) -> int:
+        return event.used or 0
+
+    assert_type(make_room, Registration)
+
+    @monitor.on_relief
+    async def relieved(event: PressureEvent) -> None:
+        await monitor.relief(Level.ELEVATED, timeout="1s")
+
+    assert_type(relieved, Registration)
+    assert_type(monitor.on(Level.CRITICAL, print, weak=False), Registration)
+    make_room.cancel()
+    assert_type(event.ratio, float | None)
+    assert_type(monitor.poll(), Level)
+    assert_type(monitor.level, Level)
+    assert_type(monitor.wait_for_relief(timeout=0), bool)
+    assert_type(await monitor.relief(), bool)
+    assert_type(monitor.forecast(), Forecast | None)
+    assert_type(monitor.history(), tuple[PressureEvent, ...])
+    assert_type(monitor.sources, tuple[SourceStatus, ...])
+    assert_type(monitor.stats(), MonitorStats)
+    assert_type(monitor.stats().callbacks, tuple[CallbackStats, ...])
+    assert_type(monitor.simulate(Level.HIGH), Simulation)
+    with monitor.suppressed(), monitor.simulate(Level.ELEVATED) as simulation:
+        simulation.end()
+    with monitor as same:
+        assert_type(same, PressureMonitor)
+    async with monitor as same:
+        assert_type(same.running, bool)
+    monitor.thresholds = None
+    monitor.interval = None
+    assert_type(default_monitor().start(), PressureMonitor)
+    default_monitor().stop()

@@ -79,3 +79,10 @@ def shared(pool: SharedPool, b: SharedBuffer) -> None:
     pool.acquire(None)  # type: ignore[arg-type]
     pool.limit = 5  # type: ignore[misc]
     b["a"] = 5  # type: ignore[call-overload]
+
+
+def usage() -> None:
+    mempool.memory_usage(True)  # type: ignore[call-arg]
+    mempool.memory_usage().rss = 5  # type: ignore[misc]
+    mempool.accounting.memory_limit(1.5)  # type: ignore[arg-type]
+    mempool.accounting.memory_limit("1MiB", what="uss")  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
 """Who is told, in which order, and what becomes of what they raise.
 
-Callbacks run highest priority first, those of one priority in the order in which they came, outside every lock, each in its own try. What
-one raises is counted, and logged with its traceback the first time; the others run all the same. One round runs at a time, so no callback
-is entered again while it runs; a coroutine function that has not finished is passed over.
+Callbacks run highest priority first, those of one priority in the order in which they came, outside every lock, each in its own
+try. What one raises is counted, and logged with its traceback the first time; the others run all the same. One round runs at a
+time, so no callback is entered again while it runs; a coroutine function that has not finished is passed over.
 
-The list is a tuple that is replaced, never changed: a round goes on over the one it began with, and skips who was cancelled meanwhile.
+The list is a tuple that is replaced, never changed: a round goes on over the one it began with, and skips who was cancelled
+meanwhile.
 """
 
 import functools

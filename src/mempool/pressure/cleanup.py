@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
 
-from mempool import _core
-from mempool._core import root_account
+from mempool import _core, _reclaim
 from mempool._system import process
 from mempool.pressure import reclaim
 
@@ -149,7 +148,8 @@ def _trim_slabs() -> tuple[int, str]:
 
 
 def _relieve(share: int) -> tuple[None, str]:
-    return None, f"{reclaim.relieve(root_account().used // share)} bytes, as they say"
+    now = reclaim.held(process.rss)
+    return None, f"{_reclaim.relieve(max(now.resident or 0, now.external) // share)} bytes, as they say"
 
 
 def _shrink(cache: reclaim.Shrinkable, share: int) -> tuple[None, str]:

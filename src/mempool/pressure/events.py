@@ -4,12 +4,12 @@
     source.fileno() --+--> one epoll (or poll) --> wait(), take()
     wake pipe --------+
 
-An epoll instance is a descriptor itself, readable when any of those in it has what it waits for: so an event loop, which knows readable and
-writable only, watches POLLPRI of the kernel's pressure files too. Where there is no epoll, a thread uses `select.poll`, and where there is
-neither, the monitor is woken by a lock and polls at its interval.
+An epoll instance is a descriptor itself, readable when any of those in it has what it waits for: so an event loop, which knows
+readable and writable only, watches POLLPRI of the kernel's pressure files too. Where there is no epoll, a thread uses
+`select.poll`, and where there is neither, the monitor is woken by a lock and polls at its interval.
 
-A source whose watch breaks is closed, named with the reason, and opened again after a while; one that reports again and again without end
-is left out until the next poll that is due by time.
+A source whose watch breaks is closed, named with the reason, and opened again after a while; one that reports again and again
+without end is left out until the next poll that is due by time.
 """
 
 import os
@@ -150,7 +150,7 @@ class Events:
         return self._take(self._poller.poll(0) if self._poller is not None else [])[0]
 
     def calm(self) -> None:
-        """A poll is due by time: listen again to what reported too often, and open again what broke long ago."""
+        """Listen again to what reported too often, and open again what broke long ago: a poll is due by time."""
         self._noisy.clear()
         now = time.monotonic()
         for watched, source in self._sources:

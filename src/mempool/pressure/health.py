@@ -1,1 +1,405 @@
-"""`health`: one score, and what to do about it."""
+"""`health`: one score, and what to do about it.
+
+    usage, level, pools, reclaimers, waits, pattern --Readings--> judges --> issues --> score and status
+
+What is counted since the process began (exhausted waits, errors) is judged by what a window of five minutes added, or an old
+trouble would be told for ever. So a `HealthCheck` keeps what it read; the one of the process is behind `health()`, and sees leaks
+and thrashing if it is called regularly.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from mempool import _core, _reclaim
+from mempool._records import PoolStats
+from mempool.accounting.usage import MemoryUsage, memory_usage
+from mempool.pressure.alerts import SEVERITIES, Severity
+from mempool.pressure.batches import Waits, tally
+from mempool.pressure.default import default_monitor
+from mempool.pressure.levels import Level, PressureEvent, Thresholds
+from mempool.pressure.records import MonitorStats
+
+__all__ = ["Health", "HealthCheck", "Issue", "health"]
+
+Status: TypeAlias = Literal["healthy", "strained", "degraded", "critical"]
+
+WINDOW = 300.0  # seconds
+MIB = 1 << 20
+PENALTIES: dict[str, int] = {"medium": 15, "high": 35, "critical": 60}
+STATUSES: dict[str, Status] = {"medium": "strained", "high": "degraded", "critical": "critical"}
+SLOW = 0.5  # seconds for one call that makes room
+LEAST_WASTE = 16 * MIB  # less than this is not worth a word
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Something to do about memory.
+
+    Attributes
+    ----------
+    kind : str
+        ``"threshold"``, ``"leak"``, ``"thrashing"``, ``"fragmentation"``, ``"slow reclaim"``, ``"failing reclaim"`` or
+        ``"exhausted waits"``.
+    severity : {"medium", "high", "critical"}
+    figure, limit : float or None
+        What was measured, and what it should stay below. Bytes, seconds or counts, as the message says.
+    message, advice : str
+        What is wrong, with the figure, and what to do.
+    subject : str
+        The pool, reclaimer or source that it is about; empty for the process.
+    """
+
+    kind: str
+    severity: Severity
+    figure: float | None
+    limit: float | None
+    message: str
+    advice: str
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How well a process is with its memory.
+
+    Attributes
+    ----------
+    score : int
+        100 without an issue; 15, 35 or 60 less for each medium, high or critical one; 0 at least.
+    status : {"healthy", "strained", "degraded", "critical"}
+        As the worst issue says.
+    usage : MemoryUsage
+        What it was judged by.
+    issues : tuple of Issue
+        The worst first.
+    """
+
+    score: int
+    status: Status
+    usage: MemoryUsage
+    issues: tuple[Issue, ...]
+
+    def __str__(self) -> str:
+        rows = [f"{issue.severity:<8} {issue.message}\n         {issue.advice}" for issue in self.issues]
+        return "\n".join([f"{self.status}, {self.score} of 100", *rows])
+
+
+class Monitor(Protocol):
+    """What is asked of a `PressureMonitor`."""
+
+    @property
+    def level(self) -> Level:
+        """The level now."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it polls on its own."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Where levels begin."""
+
+    def history(self) -> Sequence[PressureEvent]:
+        """Return its last events."""
+
+    def stats(self) -> MonitorStats:
+        """Return its counts."""
+
+
+class Tracker(Protocol):
+    """What is asked of a `mempool.accounting.Tracker`."""
+
+    def snapshot(self) -> object:
+        """Keep what memory is now."""
+
+    def pattern(self) -> str:
+        """Return what the snapshots look like."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What something that makes room did: a callback of a monitor, or a reclaimer, whose time nobody measures."""
+
+    name: str
+    calls: int = 0
+    errors: int = 0
+    freed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All that is judged. Counts are those of the window, whose name is `span`."""
+
+    usage: MemoryUsage
+    level: Level = Level.NORMAL
+    source: str = ""
+    pools: Sequence[tuple[str, PoolStats]] = ()
+    exhausted: dict[str, int] = field(default_factory=dict)
+    work: Sequence[Done] = ()
+    waits: Waits = field(default_factory=Waits)
+    span: str = "since the program began"
+    pattern: str = "steady"
+    evidence: str = ""
+
+
+# ---- the judges
+
+
+def _mb(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.1f} MB"
+
+
+def _threshold(readings: Readings) -> Iterator[Issue]:
+    severity = SEVERITIES.get(readings.level)
+    if severity is None:
+        return
+    usage = readings.usage
+    if usage.limit is None or usage.available is None:
+        used, where = usage.rss, ""
+    else:
+        used, where = usage.limit - usage.available, f" of {_mb(usage.limit)} ({usage.limit_source})"
+    yield Issue(
+        "threshold",
+        severity,
+        used,
+        usage.limit,
+        f"memory pressure is {readings.level.name} ({readings.source}): {_mb(used)}{where} are used",
+        "call mempool.cleanup('aggressive'), shrink caches and batches, or raise the limit",
+        readings.source,
+    )
+
+
+def _leak(readings: Readings) -> Iterator[Issue]:
+    if readings.pattern == "leak":
+        message = f"memory grows from one look to the next: {readings.evidence}"
+        advice = "find the line with mempool.accounting.detect_leaks, or with leak_detection='full'"
+        yield Issue("leak", "high", readings.usage.rss, None, message, advice)
+
+
+def _thrashing(readings: Readings) -> Iterator[Issue]:
+    if readings.pattern == "thrashing":
+        message = f"memory is taken and given back again and again: {readings.evidence}"
+        advice = "keep more memory idle (idle_timeout, max_idle), make caches larger or batches smaller"
+        yield Issue("thrashing", "medium", readings.usage.rss, None, message, advice)
+
+
+def _fragmentation(readings: Readings) -> Iterator[Issue]:
+    for name, stats in readings.pools:
+        unused = stats.reserved - stats.requested
+        if unused >= LEAST_WASTE and unused > stats.reserved // 2:
+            kept = f"{_mb(stats.idle)} idle, {_mb(stats.retired)} released but still viewed"
+            message = f"pool {name!r} holds {_mb(stats.reserved)} for {_mb(stats.requested)} in use: {kept}"
+            advice = "call trim(), or set max_idle or a shorter idle_timeout; drop views of released buffers"
+            yield Issue("fragmentation", "medium", unused, stats.reserved // 2, message, advice, name)
+
+
+def _slow(readings: Readings) -> Iterator[Issue]:
+    for work in readings.work:
+        if work.calls and work.seconds / work.calls > SLOW:
+            each = work.seconds / work.calls
+            message = f"{work.name} takes {each:.2f} s to make room, {work.calls} times {readings.span}"
+            advice = "free less at a time, or move the work to a thread and return at once"
+            yield Issue("slow reclaim", "medium", each, SLOW, message, advice, work.name)
+
+
+def _failing(readings: Readings) -> Iterator[Issue]:
+    for work in readings.work:
+        if work.errors:
+            message = f"{work.name} raised {work.errors} times {readings.span} when it was asked to make room"
+            yield Issue("failing reclaim", "high", work.errors, 0, message, "see the log for the traceback", work.name)
+
+
+def _exhausted(readings: Readings) -> Iterator[Issue]:
+    if readings.waits.exhausted:
+        count = readings.waits.exhausted
+        message = f"batches waited {readings.waits.seconds:.1f} s for relief, and {count} times in vain, {readings.span}"
+        advice = "make batches smaller, or give callbacks something to free; see max_wait"
+        yield Issue("exhausted waits", "medium", count, 0, message, advice)
+    for name, count in readings.exhausted.items():
+        if count:
+            message = f"pool {name!r} was exhausted {count} times {readings.span}"
+            advice = "raise its limit, release buffers earlier, or wait with a timeout"
+            yield Issue("exhausted waits", "medium", count, 0, message, advice, name)
+
+
+JUDGES = (_threshold, _leak, _thrashing, _fragmentation, _slow, _failing, _exhausted)
+
+
+def judge(readings: Readings) -> Health:
+    """Say what is wrong with what was read, the worst first."""
+    issues = [issue for judged in JUDGES for issue in judged(readings)]
+    issues.sort(key=lambda issue: -PENALTIES[issue.severity])
+    score = max(0, 100 - sum(PENALTIES[issue.severity] for issue in issues))
+    return Health(score, STATUSES[issues[0].severity] if issues else "healthy", readings.usage, tuple(issues))
+
+
+# ---- what is read
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counters at one moment."""
+
+    time: float
+    pools: dict[str, int]
+    work: dict[str, Done]
+    waits: Waits
+
+
+class HealthCheck:
+    """Judges the process, again and again, by what changed in the last five minutes.
+
+    Parameters
+    ----------
+    monitor : PressureMonitor, optional
+        Whose level and callbacks are judged. None: `default_monitor`. Where it does not run, its thresholds judge what is used
+        now, and nothing is called.
+    tracker : Tracker, optional
+        Whose pattern tells of leaks and thrashing. It gets a snapshot at each check, at most one in a second. None: one of its own.
+    usage, clock : callable
+        Where readings and seconds come from.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor | None = None,
+        tracker: Tracker | None = None,
+        *,
+        usage: Callable[[], MemoryUsage] = memory_usage,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monitor, self._usage, self._clock = monitor, usage, clock
+        self._tracker = accounting.Tracker() if tracker is None else tracker
+        self._lock = threading.Lock()
+        self._window: deque[Counts] = deque()
+
+    def check(self) -> Health:
+        """Return the health of the process now.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the system does not say how much memory is resident.
+        """
+        usage, now = self._usage(), self._clock()
+        monitor = default_monitor() if self._monitor is None else self._monitor
+        pools = [(pool.name, pool.stats()) for pool in _core._pools()]
+        counts = Counts(now, _exhausted_of(pools), _work_of(monitor), tally.read())
+        before, fresh = self._slide(counts)
+        if fresh:
+            self._tracker.snapshot()
+        level, source = _level(monitor, usage)
+        pattern = self._tracker.pattern()
+        evidence = str(getattr(pattern, "evidence", ""))
+        return judge(_readings(before, counts, usage, level, source, pools, str(pattern), evidence))
+
+    def _slide(self, counts: Counts) -> tuple[Counts | None, bool]:
+        """Return the counts at the begin of the window, None if it is the begin of the program, and whether a second went by."""
+        with self._lock:
+            window = self._window
+            if window and counts.time < window[-1].time:  # a clock that was set back
+                window.clear()
+            while len(window) > 1 and window[1].time <= counts.time - WINDOW:
+                window.popleft()
+            before = window[0] if window and window[0].time < counts.time else None
+            fresh = not window or counts.time - window[-1].time >= 1.0
+            if fresh:
+                window.append(counts)
+            return before, fresh
+
+
+def _exhausted_of(pools: Sequence[tuple[str, PoolStats]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, stats in pools:
+        found[name] = found.get(name, 0) + stats.exhausted
+    return found
+
+
+def _work_of(monitor: Monitor) -> dict[str, Done]:
+    """Return what each callback and each reclaimer did; those of one name together."""
+    found: dict[str, Done] = {}
+    done = [Done(one.name, one.calls, one.errors, one.freed, one.seconds) for one in monitor.stats().callbacks]
+    done += [Done(one.name, one.calls, one.errors, one.freed) for one in _reclaim.reclaimers()]
+    for one in done:
+        found[one.name] = _sum(found.get(one.name, Done(one.name)), one, 1)
+    return found
+
+
+def _sum(one: Done, other: Done, sign: int) -> Done:
+    """Return the counts of both together, or of the first without the second."""
+    return Done(
+        one.name,
+        max(0, one.calls + sign * other.calls),
+        max(0, one.errors + sign * other.errors),
+        max(0, one.freed + sign * other.freed),
+        max(0.0, one.seconds + sign * other.seconds),
+    )
+
+
+def _level(monitor: Monitor, usage: MemoryUsage) -> tuple[Level, str]:
+    """Return the level, and who says so; where no monitor runs, the thresholds and what is used now may say a higher one."""
+    level, source = monitor.level, "monitor"
+    history = monitor.history()
+    if history and history[-1].level == level:
+        source = history[-1].source
+    if monitor.running or usage.limit is None or usage.available is None:
+        return level, source
+    thresholds = monitor.thresholds
+    used = usage.rss if thresholds.absolute else usage.limit - usage.available
+    figure = thresholds.figure(used, usage.limit, "own")
+    judged = Level.NORMAL if figure is None else thresholds.entered(figure)
+    return (judged, "memory_usage") if judged > level else (level, source)
+
+
+def _readings(
+    before: Counts | None,
+    now: Counts,
+    usage: MemoryUsage,
+    level: Level,
+    source: str,
+    pools: Sequence[tuple[str, PoolStats]],
+    pattern: str,
+    evidence: str,
+) -> Readings:
+    """Return what is judged: of counts what came since `before`."""
+    exhausted, work, waits, span = now.pools, list(now.work.values()), now.waits, "since the program began"
+    if before is not None:
+        exhausted = {name: max(0, count - before.pools.get(name, 0)) for name, count in now.pools.items()}
+        work = [_sum(one, before.work.get(one.name, Done(one.name)), -1) for one in now.work.values()]
+        waits = Waits(*(max(0, new - old) for new, old in zip(now.waits, before.waits, strict=True)))
+        span = f"in the last {now.time - before.time:.0f} s"
+    return Readings(usage, level, source, pools, exhausted, work, waits, span, pattern, evidence)
+
+
+_of_process: dict[str, HealthCheck] = {}  # setdefault is atomic
+
+
+def health() -> Health:
+    """Return how well this process is with its memory: a score, its usage, and what is wrong, each with a figure and what to do.
+
+    Call it regularly: leaks, thrashing and what is counted are judged by what changed between calls. It polls no monitor and frees
+    nothing.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the system does not say how much memory is resident.
+
+    Examples
+    --------
+    >>> import mempool
+    >>> health = mempool.health()
+    >>> 0 <= health.score <= 100, health.usage.rss > 0
+    (True, True)
+    """
+    return (_of_process.get("check") or _of_process.setdefault("check", HealthCheck())).check()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_of_process.clear)

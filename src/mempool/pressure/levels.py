@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from math import ceil, isnan
+from math import ceil
 from typing import Literal
 
 from mempool.units import parse_size, shown
@@ -59,7 +59,7 @@ def _share(value: object, name: str) -> float:
     """Return a share above 0 and up to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a share such as 0.8, not {value!r}")
-    if isnan(value) or not 0 < value <= 1:
+    if not 0 < value <= 1:  # nor NaN
         raise ValueError(
             f"{name} must be above 0 and at most 1, got {shown(value) if isinstance(value, int) else value!r}"
         )

@@ -4,12 +4,13 @@
     reading --> Latch -------------------+--> Machine: the highest of them
     reading --> Latch -------------------+
 
-A latch enters a level at once at its threshold, and leaves it at threshold x (1 - hysteresis), never before `dwell` seconds in it. The machine
-is as high as its highest latch, and also keeps each level for `dwell` seconds. Each source has a latch of its own, so that a figure which
-stands between the two thresholds of a level never holds a level that another source entered.
+A latch enters a level at once at its threshold, and leaves it at threshold x (1 - hysteresis), never before `dwell` seconds in
+it. The machine is as high as its highest latch, and also keeps each level for `dwell` seconds. Each source has a latch of its
+own, so that a figure which stands between the two thresholds of a level never holds a level that another source entered.
 
-Two levels are told apart: the *level*, which dwell and hysteresis hold, and what is *entered*, which the figures alone say at this moment.
-A rise that must be answered is one of what is entered: memory that was made room for and is short again within the dwell is a new rise.
+Two levels are told apart: the *level*, which dwell and hysteresis hold, and what is *entered*, which the figures alone say at
+this moment. A rise that must be answered is one of what is entered: memory that was made room for and is short again within the
+dwell is a new rise.
 
 A clock that goes backwards begins the dwell anew: no level is held longer than one dwell after the jump.
 """

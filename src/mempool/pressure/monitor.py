@@ -4,9 +4,10 @@
        |                                          |
        +-- events: poll now                       +-- Waiters: relief
 
-One round of reading runs at a time (`_reading`), and one round of callbacks (`_telling`), which no lock covers: a thread that polls while
-another one's callbacks run decides the level and leaves what is to be told to that one. A thread that is inside a round already (a callback
-or a source that polls) gets the level as it is. Rejected: one lock around it all. A callback that waits for a thread that polls would stop both.
+One round of reading runs at a time (`_reading`), and one round of callbacks (`_telling`), which no lock covers: a thread that
+polls while another one's callbacks run decides the level and leaves what is to be told to that one. A thread that is inside a
+round already (a callback or a source that polls) gets the level as it is. Rejected: one lock around it all. A callback that waits
+for a thread that polls would stop both.
 """
 
 import threading
@@ -17,21 +18,20 @@ from types import TracebackType
 from typing import Self, overload
 
 from mempool.pressure.callbacks import Callback, Callbacks, Registration
-from mempool.pressure.levels import CRITICAL_OVER_MAIN, Level, PressureEvent, Thresholds
+from mempool.pressure.levels import Level, PressureEvent, Thresholds
+from mempool.pressure.options import Options
 from mempool.pressure.reclaim import Item, Shrinker
 from mempool.pressure.records import CallbackStats, MonitorStats
-from mempool.pressure.running import LoopRunner, ThreadRunner, register
+from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
 from mempool.pressure.sources import default_sources
 from mempool.pressure.state import Kind, State
 from mempool.pressure.trend import Forecast, next_interval
 from mempool.pressure.waiting import TaskWaiter, ThreadWaiter, Waiters
 from mempool.pressure.watching import SourceStatus, Watched, as_source
-from mempool.settings import MEGABYTE, lookup
 from mempool.units import parse_duration
 
 __all__ = ["PressureMonitor", "Simulation"]
 
-_DEFAULT = Thresholds.fractions()
 _LONGEST_NAP = 5.0  # of a waiter that will be woken: a loop that runs the monitor may be closed without a word
 _MOST_ROUNDS = 8  # of callbacks in one poll; callbacks that simulate levels could go on for ever
 _FIRST_PRIORITY = 1 << 62  # of what costs nobody anything: idle memory
@@ -64,19 +64,20 @@ class Simulation:
         self.end()
 
 
-class PressureMonitor:
+class PressureMonitor(Options):
     """Watches how near memory is to its limits, and calls for room before it is reached.
 
     Parameters
     ----------
     thresholds : Thresholds, optional
-        Where levels begin. None: the settings ``threshold_mb`` and ``critical_threshold_mb`` if they are set, as they are at each poll, else
-        ``Thresholds.fractions()``.
+        Where levels begin. None: the settings ``threshold_mb`` and ``critical_threshold_mb`` if they are set, as they are at each
+        poll, else ``Thresholds.fractions()``.
     sources : iterable, optional
-        What to watch: sources of `mempool.pressure.sources`, or callables that return ``(used, limit)`` in bytes. None: all that there is.
+        What to watch: sources of `mempool.pressure.sources`, or callables that return ``(used, limit)`` in bytes. None: all that
+        there is.
     interval : float or str, optional
-        Seconds between the polls of a started monitor. None: as often as memory grows towards the next threshold, and at rest so seldom that
-        a poll costs less than a thousandth of a core.
+        Seconds between the polls of a started monitor. None: as often as memory grows towards the next threshold, and at rest so
+        seldom that a poll costs less than a thousandth of a core.
     clock : callable, optional
         Returns seconds; `time.monotonic` if not given. Real waiting is in real time all the same.
     hysteresis : float
@@ -116,11 +117,7 @@ class PressureMonitor:
         reclaim: Iterable[Item] | Callback = (),
         reminder: float | str = 5.0,
     ) -> None:
-        self._interval: float | None
-        self.interval = interval
-        self.thresholds = thresholds
-        self.hysteresis = hysteresis
-        self.min_dwell = min_dwell
+        super().__init__(thresholds, interval, hysteresis, min_dwell)
         self._clock = time.monotonic if clock is None else clock
         self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
         self._callbacks, self._waiters = Callbacks(), Waiters()
@@ -131,7 +128,7 @@ class PressureMonitor:
         self._polls = self._events = self._muted = 0
         self._cost = 0.0
         self._register_reclaim(reclaim)
-        register(self)
+        watch_forks(self)
 
     def _locks(self) -> None:
         self._reading, self._lock = threading.RLock(), threading.RLock()
@@ -147,55 +144,6 @@ class PressureMonitor:
                 return
             make_room = Shrinker(items)
         self._callbacks.add(make_room, Level.ELEVATED, _FIRST_PRIORITY, weak=False)
-
-    # ---- settings, changeable while running ----
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Where levels begin; may be set, None for the default."""
-        return self._thresholds or _default_thresholds()
-
-    @thresholds.setter
-    def thresholds(self, value: Thresholds | None) -> None:
-        if value is not None and not isinstance(value, Thresholds):
-            raise TypeError(f"thresholds must be Thresholds or None, not {value!r}")
-        if value is None:
-            _default_thresholds()  # what the settings say wrong is said here, not at each poll
-        self._thresholds = value
-
-    @property
-    def hysteresis(self) -> float:
-        """Share of a threshold below which a level is left."""
-        return self._hysteresis
-
-    @hysteresis.setter
-    def hysteresis(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"hysteresis must be a share such as 0.05, not {value!r}")
-        if not 0 <= value < 1:
-            raise ValueError(f"hysteresis must be at least 0 and below 1, got {value!r}")
-        self._hysteresis = float(value)
-
-    @property
-    def min_dwell(self) -> float:
-        """Seconds that a level lasts at least."""
-        return self._min_dwell
-
-    @min_dwell.setter
-    def min_dwell(self, value: float | str) -> None:
-        self._min_dwell = parse_duration(value, "min_dwell")
-
-    @property
-    def interval(self) -> float | None:
-        """Seconds between polls; None: adaptive."""
-        return self._interval
-
-    @interval.setter
-    def interval(self, value: float | str | None) -> None:
-        seconds = None if value is None else parse_duration(value, "interval")
-        if seconds == 0:
-            raise ValueError(f"interval must be more than 0 seconds, got {value!r}")
-        self._interval = seconds
 
     # ---- callbacks ----
 
@@ -313,21 +261,24 @@ class PressureMonitor:
     def _tell(self) -> None:
         """Run the callbacks that are due, and those that other threads found due meanwhile."""
         with self._lock:
-            self._more = True
+            self._more = self._telling
             if self._telling:
                 return
             self._telling = True
         try:
             for _ in range(_MOST_ROUNDS):
-                if not self._begin_round():
-                    break
                 for _ in range(3):  # what was freed may be a relief at once
                     if self._tell_one() is None:
                         break
-        finally:
+                if not self._begin_round():
+                    return
+        except BaseException:
             self._telling = False
+            raise
+        self._telling = False
 
     def _begin_round(self) -> bool:
+        """Whether others found something due while callbacks ran; else the next to find something runs them."""
         with self._lock:
             self._telling, self._more = self._more, False
             return self._telling
@@ -353,8 +304,8 @@ class PressureMonitor:
         Returns
         -------
         Simulation
-            Ends it, by `end()` or as a context manager; `simulate(Level.NORMAL)` does so too. Then the level is that of the last readings,
-            at once.
+            Ends it, by `end()` or as a context manager; `simulate(Level.NORMAL)` does so too. Then the level is that of the last
+            readings, at once.
         """
         simulated = _level(level)
         self._simulate(simulated)
@@ -426,7 +377,7 @@ class PressureMonitor:
 
     def _nap(self, left: float | None, *, polled: bool) -> float:
         """Return how long a waiter may sleep: until woken where others poll, else until the next poll."""
-        longest = _LONGEST_NAP if polled else self.next_interval()
+        longest = _LONGEST_NAP if polled else self._next_interval()
         return longest if left is None else min(left, longest)
 
     # ---- running ----
@@ -486,7 +437,7 @@ class PressureMonitor:
     ) -> None:
         self.stop()
 
-    def next_interval(self) -> float:
+    def _next_interval(self) -> float:
         """Return seconds until a started monitor polls again."""
         if self._interval is not None:
             return self._interval
@@ -494,16 +445,12 @@ class PressureMonitor:
         soon = [found for one in self._watched if (found := one.soon(thresholds)) is not None]
         return next_interval(min(soon, default=None), self._cost, raised=self._state.level > Level.NORMAL)
 
-    def count_event(self) -> None:
-        """An event began a round."""
+    def _count_event(self) -> None:
+        """Count a round that an event began."""
         with self._lock:
             self._events += 1
 
-    def watched(self) -> tuple[Watched, ...]:
-        """Return what is watched, for who runs this monitor."""
-        return self._watched
-
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In the child: no thread, no waiters, locks that nobody holds; a round that this thread is in goes on."""
         me = threading.get_ident()
         inside = me in self._inside
@@ -540,7 +487,7 @@ class PressureMonitor:
 
     def stats(self) -> MonitorStats:
         """Return counts and sums of one moment."""
-        running, interval = self.running, self.next_interval()
+        running, interval = self.running, self._next_interval()
         calls, errors, freed = self._callbacks.totals()
         rows = tuple(
             CallbackStats(one.name, one.level, one.calls, one.errors, one.freed, one.seconds)
@@ -566,17 +513,3 @@ class PressureMonitor:
 
     def __repr__(self) -> str:
         return f"<PressureMonitor {self._state.level.name}, {len(self._watched)} sources>"
-
-
-def _default_thresholds() -> Thresholds:
-    """Return what the settings say of thresholds, in megabytes of 1 000 000 bytes; fractions if they say nothing."""
-    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
-    if main is None and critical is None:
-        return _DEFAULT
-    if main is None:
-        return Thresholds(int(float(str(critical)) * MEGABYTE / CRITICAL_OVER_MAIN), _size(critical))
-    return Thresholds(_size(main), None if critical is None else _size(critical))
-
-
-def _size(megabytes: object) -> int:
-    return max(1, int(float(str(megabytes)) * MEGABYTE))

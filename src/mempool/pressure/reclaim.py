@@ -32,7 +32,8 @@ __all__ = ["Item", "ItemStats", "Shrinkable", "Shrinker", "register", "unregiste
 
 _log = logging.getLogger("mempool.pressure")
 
-_STEPS = 4  # a cache gives a quarter at a time
+_PARTS = 4  # a cache gives a quarter at a time
+_MOST_STEPS = 3 * _PARTS  # for one that gives less than it is asked, as its entries are of a size
 _FRUITLESS = 8  # a step that brings less than an eighth of what was asked brought nothing
 _TOLD = (
     1 << 20
@@ -102,7 +103,7 @@ class Entry:
             return 0
         start = time.perf_counter()
         try:
-            freed = _counted(_asking(item)(nbytes))
+            freed = _counted(_asking(item, self.kind)(nbytes))
         except Exception:
             self.errors += 1
             if self.errors == 1:
@@ -118,7 +119,7 @@ class Entry:
         """Bytes that a cache holds, 0 if it cannot tell."""
         item = self.item()
         try:
-            return _counted(item.nbytes) if isinstance(item, Shrinkable) else 0
+            return 0 if item is None else _counted(cast(Shrinkable, item).nbytes)
         except Exception:
             self.errors += 1
             if self.errors == 1:
@@ -147,12 +148,12 @@ def _name_of(item: Item) -> str:
     return name if isinstance(name, str) else type(item).__qualname__
 
 
-def _asking(item: Item) -> Callable[[int], int | None]:
+def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
     if isinstance(item, BufferPool):
         return item.trim
     if isinstance(item, SlabAllocator):
         return lambda _: item.trim()
-    return item.shrink if isinstance(item, Shrinkable) else item
+    return cast(Shrinkable, item).shrink if kind == "cache" else cast(Callable[[int], int | None], item)
 
 
 def _counted(said: int | None) -> int:
@@ -300,7 +301,7 @@ class Shrinker:
                     freed += self._step(idle, lambda entry=entry: entry.ask(needed))  # type: ignore[misc]
             for entry in entries:
                 if entry.kind == "cache":
-                    freed += self._shrink(entry, idle, 1 if event.level == Level.HIGH else _STEPS)
+                    freed += self._shrink(entry, idle, 1 if event.level == Level.HIGH else _MOST_STEPS)
         return freed
 
     def _needed(self, event: PressureEvent) -> int:
@@ -313,9 +314,11 @@ class Shrinker:
 
     def _shrink(self, cache: Entry, idle: list[Entry], steps: int) -> int:
         """Have a cache give up a quarter of what it has at each step, as long as that brings something."""
-        freed, part = 0, -(-cache.size() // _STEPS)
+        freed = part = 0
         for _ in range(steps):
-            nbytes = min(part, cache.size() - self._floor)
+            size = cache.size()
+            part = part or -(-size // _PARTS)
+            nbytes = min(part, size - self._floor)
             if nbytes <= 0:
                 break
             said = cache.freed
@@ -354,15 +357,10 @@ def slabs() -> list[SlabAllocator]:
     return _core._slabs()
 
 
-def relieve(needed: int) -> int:
-    """Ask the reclaimers of accounts; bytes that they say they freed."""
-    return int(getattr(_reclaim, "relieve", int)(needed))
-
-
 _OF_PROCESS = (
     Entry(lambda floor: sum(pool.trim(floor) for pool in pools()), name="idle memory of pools", kind="idle"),
     Entry(lambda _: sum(slab.trim() for slab in slabs()), name="free slots of slabs", kind="idle"),
-    Entry(relieve, name="reclaimers"),
+    Entry(_reclaim.relieve, name="reclaimers"),
 )
 
 

@@ -1,7 +1,8 @@
 """A monitor that polls on its own: in a thread or in an event loop, woken by events.
 
-The thread is a daemon, and ends in good order before the interpreter does. In the child of a `fork` there is none: the monitor starts one again
-at its first use there. The parent's goes on; Python 3.12 and later warn of a fork with threads running, and they are right to.
+The thread is a daemon, and ends in good order before the interpreter does. In the child of a `fork` there is none: the monitor
+starts one again at its first use there. The parent's goes on; Python 3.12 and later warn of a fork with threads running, and they
+are right to.
 """
 
 import atexit
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from mempool.pressure.monitor import PressureMonitor
 
-__all__ = ["LoopRunner", "ThreadRunner", "register"]
+__all__ = ["LoopRunner", "ThreadRunner", "watch_forks"]
 
 log = logging.getLogger("mempool.pressure")
 
@@ -33,7 +34,7 @@ class ThreadRunner:
     def __init__(self, monitor: "PressureMonitor") -> None:
         self._monitor = monitor
         self._quit = False
-        self._events = Events(monitor.watched())
+        self._events = Events(monitor._watched)
         self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
         try:
             self._thread.start()
@@ -56,8 +57,8 @@ class ThreadRunner:
         try:
             while not self._quit:
                 self._poll()
-                if self._events.wait(self._monitor.next_interval()):
-                    self._monitor.count_event()
+                if self._events.wait(self._monitor._next_interval()):
+                    self._monitor._count_event()
         finally:
             self._quit = True
             self._events.close()
@@ -95,7 +96,7 @@ class LoopRunner:
         self._thread = threading.get_ident()
         self._quit = False
         self._timer: asyncio.TimerHandle | None = None
-        self._events = Events(monitor.watched())
+        self._events = Events(monitor._watched)
         self._fd = self._events.fileno()
         if self._fd >= 0:
             try:
@@ -122,7 +123,7 @@ class LoopRunner:
 
     def _event(self) -> None:
         if self._events.take() and not self._quit:
-            self._monitor.count_event()
+            self._monitor._count_event()
             self._poll()
 
     def _poll(self) -> None:
@@ -134,7 +135,7 @@ class LoopRunner:
             log.exception("a pressure monitor could not poll; it tries again")
         finally:
             if not self._quit:
-                self._timer = self._loop.call_later(self._monitor.next_interval(), self._turn)
+                self._timer = self._loop.call_later(self._monitor._next_interval(), self._turn)
 
     def wake(self) -> None:
         """Poll soon."""
@@ -171,14 +172,14 @@ _monitors: "weakref.WeakSet[PressureMonitor]" = weakref.WeakSet()
 _running: set[ThreadRunner] = set()
 
 
-def register(monitor: "PressureMonitor") -> None:
+def watch_forks(monitor: "PressureMonitor") -> None:
     """From now on a fork finds it."""
     _monitors.add(monitor)
 
 
 def _after_fork() -> None:
     for monitor in list(_monitors):
-        monitor.after_fork()
+        monitor._after_fork()
 
 
 def _at_exit() -> None:

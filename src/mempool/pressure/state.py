@@ -4,8 +4,9 @@
                 next_event() --> a rise, a reminder, a relief  what is still to be told
                 answered(), told                               what was
 
-A rise is told while what is entered lies above what was answered. So a level that rose while callbacks were suppressed is told later, and
-memory that callbacks made room for is a new rise when it is short again, also within the dwell that still holds its level.
+A rise is told while what is entered lies above what was answered. So a level that rose while callbacks were suppressed is told
+later, and memory that callbacks made room for is a new rise when it is short again, also within the dwell that still holds its
+level.
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """Who waits for relief: threads and tasks.
 
-A waiter is woken when the level fell below its own, and when the monitor stops, for then it must look itself. Being woken promises nothing:
-whoever wakes looks again.
+A waiter is woken when the level fell below its own, and when the monitor stops, for then it must look itself. Being woken
+promises nothing: whoever wakes looks again.
 """
 
 import threading

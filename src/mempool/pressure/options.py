@@ -1,0 +1,87 @@
+"""What a monitor goes by, and what may be set while it runs; what it does not say, the settings of the process do."""
+
+from mempool.pressure.levels import CRITICAL_OVER_MAIN, Thresholds
+from mempool.settings import MEGABYTE, lookup
+from mempool.units import parse_duration
+
+__all__ = ["Options"]
+
+_DEFAULT = Thresholds.fractions()
+
+
+class Options:
+    """Thresholds and durations of a `PressureMonitor`; each is checked when it is set."""
+
+    def __init__(
+        self,
+        thresholds: Thresholds | None,
+        interval: float | str | None,
+        hysteresis: float,
+        min_dwell: float | str,
+    ) -> None:
+        self._interval: float | None
+        self.thresholds = thresholds
+        self.interval = interval
+        self.hysteresis = hysteresis
+        self.min_dwell = min_dwell
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Where levels begin; may be set, None for the default."""
+        return self._thresholds or _default_thresholds()
+
+    @thresholds.setter
+    def thresholds(self, value: Thresholds | None) -> None:
+        if value is not None and not isinstance(value, Thresholds):
+            raise TypeError(f"thresholds must be Thresholds or None, not {value!r}")
+        if value is None:
+            _default_thresholds()  # what the settings say wrong is said here, not at each poll
+        self._thresholds = value
+
+    @property
+    def hysteresis(self) -> float:
+        """Share of a threshold below which a level is left."""
+        return self._hysteresis
+
+    @hysteresis.setter
+    def hysteresis(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"hysteresis must be a share such as 0.05, not {value!r}")
+        if not 0 <= value < 1:
+            raise ValueError(f"hysteresis must be at least 0 and below 1, got {value!r}")
+        self._hysteresis = float(value)
+
+    @property
+    def min_dwell(self) -> float:
+        """Seconds that a level lasts at least."""
+        return self._min_dwell
+
+    @min_dwell.setter
+    def min_dwell(self, value: float | str) -> None:
+        self._min_dwell = parse_duration(value, "min_dwell")
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between polls; None: adaptive."""
+        return self._interval
+
+    @interval.setter
+    def interval(self, value: float | str | None) -> None:
+        seconds = None if value is None else parse_duration(value, "interval")
+        if seconds == 0:
+            raise ValueError(f"interval must be more than 0 seconds, got {value!r}")
+        self._interval = seconds
+
+
+def _default_thresholds() -> Thresholds:
+    """Return what the settings say of thresholds, in megabytes of 1 000 000 bytes; fractions if they say nothing."""
+    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
+    if main is None and critical is None:
+        return _DEFAULT
+    if main is None:
+        return Thresholds(int(float(str(critical)) * MEGABYTE / CRITICAL_OVER_MAIN), _size(critical))
+    return Thresholds(_size(main), None if critical is None else _size(critical))
+
+
+def _size(megabytes: object) -> int:
+    return max(1, int(float(str(megabytes)) * MEGABYTE))

@@ -1,0 +1,461 @@
+"""`PressureMonitor.poll`: levels from sources, events, history, forecast, settings, simulation, suppression."""
+
+import math
+from typing import Any
+
+import pytest
+
+import mempool
+from mempool.pressure import Forecast, Level, PressureEvent, PressureMonitor, Thresholds
+from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged
+from support import Strange
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# ---- levels ----
+
+
+def test_a_monitor_begins_without_pressure(bench: Bench) -> None:
+    assert bench.monitor.level == NORMAL
+    assert bench.monitor.history() == ()
+    assert bench.monitor.forecast() is None
+    assert not bench.monitor.running
+    assert bench.memory.reads == 0
+
+
+def test_enter_at_once_leave_below_and_after_the_dwell(bench: Bench) -> None:
+    assert bench.at(799) == NORMAL
+    assert bench.at(1200) == CRITICAL
+    assert bench.at(0, 0.99) == CRITICAL
+    assert bench.at(1141, 0.01) == CRITICAL
+    assert bench.at(1140, 0.01) == HIGH
+    assert bench.at(0, 0.5) == HIGH
+    assert bench.at(0, 0.5) == NORMAL
+
+
+def test_every_poll_reads_every_source_once(bench: Bench) -> None:
+    for _ in range(3):
+        bench.monitor.poll()
+    assert bench.memory.reads == bench.monitor.stats().polls == 3
+
+
+def test_absolute_thresholds_leave_shared_sources_alone() -> None:
+    machine = Memory(99, 100, "machine")
+    machine.scope = "shared"
+    monitor = PressureMonitor(BYTES, sources=[machine])
+    assert monitor.poll() == NORMAL
+    (status,) = monitor.sources
+    assert (status.watched, status.why) == (False, "thresholds in bytes judge what this program took alone")
+    machine.level = HIGH
+    assert monitor.poll() == HIGH
+    assert monitor.sources[0].watched
+
+
+def test_fractions_judge_what_has_a_limit() -> None:
+    own, shared, free = Memory(50, 100, "own"), Memory(96, 100, "shared"), Memory(10**9, None, "free")
+    shared.scope = "shared"
+    monitor = PressureMonitor(sources=[own, shared, free], thresholds=Thresholds.fractions())
+    assert monitor.poll() == CRITICAL
+    assert [(one.name, one.watched, one.why, one.level) for one in monitor.sources] == [
+        ("own", True, "", NORMAL),
+        ("shared", True, "", CRITICAL),
+        ("free", False, "no limit", NORMAL),
+    ]
+
+
+def test_callables_are_sources() -> None:
+    def graphics() -> tuple[int, int | None]:
+        return 900, None
+
+    monitor = PressureMonitor(BYTES, sources=[graphics])
+    assert monitor.poll() == ELEVATED
+    assert "graphics" in monitor.sources[0].name
+
+
+def test_nothing_to_watch() -> None:
+    monitor = PressureMonitor(BYTES, sources=[])
+    assert monitor.poll() == NORMAL
+    assert monitor.sources == ()
+
+
+def test_all_that_there_is_is_watched_by_default() -> None:
+    monitor = PressureMonitor()
+    monitor.poll()
+    assert len(monitor.sources) > 3
+    assert all(one.watched != bool(one.why) for one in monitor.sources)
+
+
+# ---- sources that fail ----
+
+
+@pytest.mark.parametrize("error", [OSError(2, "gone"), ValueError("garbage")])
+def test_a_source_that_vanishes_is_shown_and_logged(bench: Bench, error: Exception, caplog: Any) -> None:
+    bench.at(1300)
+    bench.memory.error = error
+    assert bench.at(1300, 0.5) == CRITICAL  # for its dwell
+    assert bench.at(1300, 0.5) == NORMAL
+    (status,) = bench.monitor.sources
+    assert (status.watched, status.errors, status.used) == (False, 2, None)
+    assert str(error) in status.why
+    assert len(logged(caplog)) == 1
+    assert "memory can no longer be read" in logged(caplog)[0]
+    bench.memory.error = None
+    assert bench.at(1300) == CRITICAL
+    assert bench.monitor.sources[0].watched
+
+
+def test_a_source_that_was_never_there_is_shown_and_not_logged(bench: Bench, caplog: Any) -> None:
+    bench.memory.error = FileNotFoundError(2, "no such file")
+    bench.monitor.poll()
+    assert "no such file" in bench.monitor.sources[0].why
+    assert not caplog.records
+
+
+def test_a_source_that_breaks_is_logged_once_with_its_traceback(bench: Bench, caplog: Any) -> None:
+    bench.memory.error = ZeroDivisionError("by zero")
+    for _ in range(3):
+        assert bench.monitor.poll() == NORMAL
+    assert len(caplog.records) == 1
+    assert caplog.records[0].exc_info[0] is ZeroDivisionError
+    assert bench.monitor.sources[0].errors == 3
+
+
+def test_one_that_fails_does_not_stop_the_others() -> None:
+    broken, well = Memory(name="broken"), Memory(1300, name="well")
+    broken.error = OSError("gone")
+    assert PressureMonitor(BYTES, sources=[broken, well]).poll() == CRITICAL
+
+
+@pytest.mark.parametrize("value", [5, None, (1,), (1, 2, 3), ("1", 2), (-1, 5), (1.5, 2), (True, None), Strange()])
+def test_a_callable_that_returns_nonsense_is_not_watched(value: Any) -> None:
+    monitor = PressureMonitor(BYTES, sources=[lambda: value])
+    assert monitor.poll() == NORMAL
+    assert "ValueError" in monitor.sources[0].why
+
+
+@pytest.mark.parametrize("figure", [-1, 1.5, "1", True])
+def test_a_source_that_returns_nonsense_is_not_watched(bench: Bench, figure: Any) -> None:
+    bench.memory.used = figure
+    assert bench.monitor.poll() == NORMAL
+    assert "ValueError" in bench.monitor.sources[0].why
+
+
+# ---- events ----
+
+
+def test_what_an_event_says(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    bench.memory.limit = 2000
+    bench.at(100)
+    bench.at(1000, 10.0)
+    (event,) = bench.events
+    assert event == PressureEvent(HIGH, NORMAL, "memory", 1000, 2000, 0.5, event.forecast, 110.0)
+    assert event.forecast == pytest.approx(200 / 90)  # to the critical threshold, which comes before the limit
+    with pytest.raises(AttributeError):
+        event.level = NORMAL  # type: ignore[misc]
+
+
+def test_an_event_names_the_source_that_decided() -> None:
+    other = Memory(name="other")
+    bench = Bench(BYTES, other)
+    bench.monitor.on(ELEVATED, bench.note)
+    bench.monitor.on_relief(bench.note)
+    bench.at(900)
+    other.used = 1300
+    bench.at(900, 5.0)
+    other.used = 0
+    bench.at(900, 5.0)
+    bench.at(0, 5.0)
+    assert [(event.source, event.used) for event in bench.events] == [
+        ("memory", 900),
+        ("other", 1300),
+        ("memory", 900),
+        ("memory", 0),
+    ]
+
+
+def test_history_keeps_rounds_and_changes_longer(bench: Bench) -> None:
+    bench.at(1300, 1.0)
+    bench.at(0, 5.0)
+    for _ in range(500):
+        bench.at(1, 1.0)
+    history = bench.monitor.history()
+    assert len(history) < 200
+    assert [(event.previous, event.level) for event in history[:3]] == [
+        (NORMAL, CRITICAL),
+        (CRITICAL, NORMAL),
+        (NORMAL, NORMAL),
+    ]
+    assert [event.time for event in history] == sorted(event.time for event in history)
+    assert history[-1].time == bench.clock.now
+
+
+def test_forecast(bench: Bench) -> None:
+    bench.memory.limit = 1100
+    for step in range(8):
+        bench.at(100 + 10 * step, 1.0)
+    forecast = bench.monitor.forecast()
+    assert isinstance(forecast, Forecast)
+    assert forecast == pytest.approx((1100 - 170) / 10)
+    assert (forecast.confidence, forecast.source) == (1.0, "memory")
+    assert forecast.rate == pytest.approx(10)
+    for _ in range(12):
+        bench.at(100, 1.0)
+    assert bench.monitor.forecast() is None
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind"),
+    [
+        ("thresholds", 5, TypeError),
+        ("thresholds", "1 GB", TypeError),
+        ("interval", 0, ValueError),
+        ("interval", -1, ValueError),
+        ("interval", math.nan, ValueError),
+        ("interval", True, TypeError),
+        ("hysteresis", 1.0, ValueError),
+        ("hysteresis", -0.1, ValueError),
+        ("hysteresis", math.nan, ValueError),
+        ("hysteresis", "5 %", TypeError),
+        ("hysteresis", None, TypeError),
+        ("min_dwell", -1, ValueError),
+        ("min_dwell", None, TypeError),
+    ],
+)
+def test_settings_are_checked_also_while_it_runs(option: str, value: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=option):
+        PressureMonitor(sources=[], **{option: value})
+    monitor = PressureMonitor(sources=[])
+    before = getattr(monitor, option)
+    with pytest.raises(kind, match=option):
+        setattr(monitor, option, value)
+    assert getattr(monitor, option) == before
+
+
+@pytest.mark.parametrize("bad", [5, [5], ["machine"], Strange()])
+def test_what_is_no_source(bad: Any) -> None:
+    with pytest.raises(TypeError):
+        PressureMonitor(sources=bad)
+
+
+def test_settings_may_change_while_it_runs(bench: Bench) -> None:
+    bench.at(700)
+    bench.monitor.thresholds = Thresholds(500, 600)
+    assert bench.at(700) == CRITICAL
+    bench.monitor.min_dwell = "10s"
+    assert bench.at(0, 9.0) == CRITICAL
+    bench.monitor.min_dwell = 0
+    assert bench.at(0) == NORMAL
+    bench.monitor.hysteresis = 0.5
+    bench.at(500)
+    assert bench.at(251, 1.0) == HIGH
+    bench.monitor.interval = "250ms"
+    assert bench.monitor.interval == bench.monitor.stats().interval == 0.25
+
+
+def test_thresholds_of_the_settings_are_followed(monkeypatch: Any) -> None:
+    monkeypatch.setattr("mempool.settings._configured", {})
+    memory = Memory(1_500_000)
+    monitor = PressureMonitor(sources=[memory], min_dwell=0)
+    assert monitor.thresholds == Thresholds.fractions()
+    assert monitor.poll() == NORMAL
+    mempool.configure(threshold_mb=1)
+    assert monitor.thresholds == Thresholds("1 MB", "1.25 MB")
+    assert monitor.poll() == CRITICAL
+    mempool.configure(critical_threshold_mb=2)
+    assert monitor.poll() == HIGH
+    mempool.configure(threshold_mb=None)
+    assert monitor.thresholds == Thresholds("1.6 MB", "2 MB")
+    monitor.thresholds = BYTES
+    assert monitor.thresholds == BYTES
+
+
+def test_a_wrong_variable_is_named_when_a_monitor_is_made(monkeypatch: Any) -> None:
+    monkeypatch.setattr("mempool.settings._configured", {})
+    monkeypatch.setenv("MEMPOOL_THRESHOLD_MB", "a lot")
+    with pytest.raises(ValueError, match="MEMPOOL_THRESHOLD_MB"):
+        PressureMonitor(sources=[])
+
+
+# ---- clocks that jump ----
+
+
+def test_a_clock_that_goes_back_ends_no_level_early_and_holds_none_for_ever(bench: Bench) -> None:
+    bench.at(1300)
+    assert bench.at(0, -1e6) == CRITICAL
+    assert bench.at(0, 1.0) == NORMAL
+
+
+def test_a_clock_that_leaps_forward_is_a_dwell(bench: Bench) -> None:
+    bench.at(1300)
+    assert bench.at(0, 1e9) == NORMAL
+
+
+def test_a_clock_that_stands_still(bench: Bench) -> None:
+    for used in range(0, 1400, 100):
+        bench.at(used)
+    assert bench.monitor.forecast() is None
+    assert bench.at(0) == CRITICAL
+
+
+def test_a_clock_that_raises_changes_nothing(bench: Bench) -> None:
+    class Broken(Clock):
+        def __call__(self) -> float:
+            raise RuntimeError("no time")
+
+    monitor = PressureMonitor(BYTES, sources=[bench.memory], clock=Broken())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no time"):
+            monitor.poll()
+    assert (monitor.level, bench.memory.reads) == (NORMAL, 0)
+
+
+# ---- simulate ----
+
+
+def test_simulate_tells_callbacks_at_once_and_ends_at_once(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    bench.monitor.on_relief(bench.note)
+    simulation = bench.monitor.simulate(CRITICAL)
+    assert bench.monitor.level == CRITICAL
+    assert (bench.events[0].source, bench.events[0].used) == ("simulated", None)
+    assert bench.at(0, 60.0) == CRITICAL  # until it is ended
+    simulation.end()
+    simulation.end()
+    assert bench.monitor.level == NORMAL
+    assert bench.levels() == [(NORMAL, CRITICAL), (CRITICAL, CRITICAL), (CRITICAL, NORMAL)]
+
+
+def test_simulate_as_a_context_manager(bench: Bench) -> None:
+    bench.at(900)
+    with bench.monitor.simulate(HIGH) as simulation:
+        assert simulation.level == bench.monitor.level == HIGH
+    assert bench.monitor.level == ELEVATED
+
+
+def test_simulated_levels_hide_no_real_ones(bench: Bench) -> None:
+    bench.at(1300)
+    bench.monitor.simulate(ELEVATED)
+    assert bench.monitor.level == CRITICAL
+    bench.monitor.simulate(NORMAL)
+    assert bench.monitor.level == CRITICAL
+
+
+@pytest.mark.parametrize("bad", [True, "HIGH", None, 1.0])
+def test_what_is_no_level(bench: Bench, bad: Any) -> None:
+    for call in (bench.monitor.simulate, lambda level: bench.monitor.on(level, print), bench.monitor.wait_for_relief):
+        with pytest.raises(TypeError, match="level"):
+            call(bad)
+
+
+def test_levels_that_cannot_be_risen_to(bench: Bench) -> None:
+    for level in (NORMAL, 4, -1):
+        with pytest.raises(ValueError, match=r"NORMAL|Level"):
+            bench.monitor.on(Level(level), print) if level == NORMAL else bench.monitor.simulate(level)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NORMAL"):
+        bench.monitor.wait_for_relief(NORMAL)
+
+
+# ---- suppressed ----
+
+
+def test_suppressed_callbacks_are_told_afterwards_if_it_still_holds(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    with bench.monitor.suppressed():
+        with bench.monitor.suppressed():
+            assert bench.at(1000) == HIGH
+        assert bench.at(1000) == HIGH
+    assert bench.events == []
+    bench.at(1000)
+    bench.at(1000)
+    assert bench.levels() == [(NORMAL, HIGH)]
+
+
+def test_what_came_and_went_while_suppressed_is_never_told(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    bench.monitor.on_relief(bench.note)
+    with bench.monitor.suppressed():
+        bench.at(1000)
+        bench.at(0, 5.0)
+    bench.at(0)
+    assert bench.events == []
+
+
+def test_suppression_ends_with_its_block_whatever_is_raised(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    with pytest.raises(KeyError), bench.monitor.suppressed():
+        raise KeyError
+    bench.at(1000)
+    assert len(bench.events) == 1
+
+
+# ---- reminders ----
+
+
+def test_reminders_while_a_level_lasts_ever_more_seldom() -> None:
+    bench = Bench(reminder=5.0)
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    for _ in range(200):
+        bench.at(1000, 1.0)
+    times = [event.time - 100.0 for event in bench.events]
+    assert times == [0.0, 5.0, 15.0, 35.0, 75.0, 155.0]
+    assert all(event.previous == event.level == HIGH for event in bench.events[1:])
+    assert bench.monitor.stats().reminders == 5
+
+
+def test_a_new_level_begins_the_reminders_anew() -> None:
+    bench = Bench(reminder=5.0)
+    bench.monitor.on(HIGH, bench.note)
+    for used in (1000, 1000, 1000, 1200, 1200):
+        bench.at(used, 5.0)
+    assert bench.levels()[-2:] == [(HIGH, CRITICAL), (CRITICAL, CRITICAL)]
+
+
+def test_nobody_is_reminded_of_a_level_that_only_its_dwell_holds() -> None:
+    bench = Bench(reminder=5.0, min_dwell=60.0)
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    bench.at(0, 30.0)
+    assert len(bench.events) == 1
+
+
+# ---- reclaim ----
+
+
+def test_what_is_to_be_reclaimed_is_asked_first(bench: Bench) -> None:
+    pool = mempool.BufferPool(idle_timeout=None)
+    pool.acquire("4 MiB").release()
+    memory = Memory(0)
+    monitor = PressureMonitor(BYTES, sources=[memory], reclaim=[pool])
+    seen: list[int] = []
+    monitor.on(ELEVATED, lambda _: seen.append(pool.stats().idle), priority=10**9)
+    memory.used = 800
+    monitor.poll()
+    assert seen == [0]
+    assert monitor.stats().freed >= 4 << 20
+
+
+def test_a_callback_may_be_what_reclaims(bench: Bench) -> None:
+    memory = Memory(1000)
+    monitor = PressureMonitor(BYTES, sources=[memory], reclaim=frees(memory, 500))
+    monitor.poll()
+    assert memory.used == 500
+
+
+@pytest.mark.parametrize("bad", [5, [5], ["pool"], [Strange()]])
+def test_what_cannot_be_reclaimed(bad: Any) -> None:
+    with pytest.raises(TypeError):
+        PressureMonitor(sources=[], reclaim=bad)
+
+
+def test_a_monitor_shows_itself(bench: Bench) -> None:
+    bench.at(1000)
+    assert repr(bench.monitor) == "<PressureMonitor HIGH, 1 sources>"
