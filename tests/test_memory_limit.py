@@ -16,10 +16,10 @@ import mempool
 from mempool import Account, AccountLimitExceeded, BufferPool, MemoryLimitExceeded
 from mempool._system import process
 from mempool.accounting import guard, memory_limit, root_account
-from mempool.accounting.guard import What
+from mempool.accounting.guard import _What
 from support import KIB, MIB, Strange, start, together, until
 
-KINDS: tuple[What, ...] = get_args(What)
+KINDS: tuple[_What, ...] = get_args(_What)
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,26 @@ def test_an_account_that_outgrows_every_allowance(account: Account, monkeypatch:
     with pytest.raises(RuntimeError, match="'work' grows faster"):
         external(20, account).__enter__()
     assert account.limit is None
+    monkeypatch.undo()
+    with external(500, account):
+        monkeypatch.setattr(guard, "_lent", lambda account: 10)
+        with pytest.raises(RuntimeError, match="'work' grows faster"):
+            external(20, account).__enter__()
+        monkeypatch.undo()
+        with external(400, account):
+            assert account.limit == 500
     account.discharge(100)
+
+
+def test_idle_memory_of_others_is_none_of_the_work(pool: BufferPool, account: Account) -> None:
+    other = BufferPool(idle_timeout=None)
+    other.reserve(MIB, 16)
+    kept = pool.acquire(8 * MIB)
+    with external(MIB, account) as work:
+        assert account.limit == 9 * MIB
+        assert work.grown == 0
+    assert other.stats().idle == 16 * MIB
+    assert len(kept) == 8 * MIB
 
 
 # ---- rss and the heap
@@ -308,7 +327,7 @@ def test_the_heap_needs_tracemalloc() -> None:
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_errors_of_the_work_go_first(what: What, tracing: None) -> None:
+def test_errors_of_the_work_go_first(what: _What, tracing: None) -> None:
     kept = []
     with pytest.raises(KeyError), memory_limit("100KiB", what=what):
         kept.append(bytearray(MIB))
@@ -316,7 +335,7 @@ def test_errors_of_the_work_go_first(what: What, tracing: None) -> None:
 
 
 @pytest.mark.parametrize("what", KINDS)
-def test_a_guard_may_be_used_again_but_not_twice_at_once(what: What, tracing: None) -> None:
+def test_a_guard_may_be_used_again_but_not_twice_at_once(what: _What, tracing: None) -> None:
     work = memory_limit("64MiB", what=what)
     for _ in range(2):
         with work as entered:

@@ -20,6 +20,7 @@ mempool\._core\.(Buffer|SlabAllocator|MappedArray|_Shared\w+)\.__(release_)?buff
 mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
 mempool\.(_core|io)\.BytesStream\.name
+mempool\.accounting\.guard\._What
 mempool\.(_core|io)\.BytesStream
 """
 

@@ -14,17 +14,27 @@ that the mount point is ours, as is often done, would give the figures of somebo
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-from mempool._system.files import below, fields, joined, number, read
+from mempool._system.files import below, fields, joined, lines, number, read
 
 __all__ = ["Cgroup", "Limit", "Tightest", "find"]
 
 _Root = str | os.PathLike[str]
+_T = TypeVar("_T")
 
 _UNLIMITED = 1 << 60  # v1 has no word for it: the largest number of pages, in bytes
+
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
+
+# What some kernels and sandboxes do not have.
+_OPTIONAL = {
+    1: ("memory.limit_in_bytes", "memory.stat", "memory.oom_control", "memory.use_hierarchy"),
+    2: ("memory.max", "memory.high", "memory.stat"),
+}
 
 _FILES: dict[int, dict[str, str]] = {
     1: {"usage": "memory.usage_in_bytes", "limit": "memory.limit_in_bytes", "inactive": "total_inactive_file"},
@@ -62,6 +72,9 @@ class Cgroup:
     version: Literal[1, 2]
     levels: tuple[str, ...]
     _stall: str | None = None
+    _absent: frozenset[str] = (
+        frozenset()
+    )  # was not there when the group was found; what is not there later has gone away
 
     @property
     def path(self) -> str:
@@ -79,9 +92,8 @@ class Cgroup:
         """
         charged = self.raw_usage(level)
         path = f"{level or self.path}/memory.stat"
-        try:
-            stat = fields(path)
-        except FileNotFoundError:  # sandboxes that do not tell cache from the rest
+        stat = self._optional(fields, path)
+        if stat is None:  # a sandbox that does not tell cache from the rest
             return charged
         name = _FILES[self.version]["inactive"].encode()
         inactive = stat.get(name, stat.get(b"inactive_file"))
@@ -111,7 +123,7 @@ class Cgroup:
         """Return the bytes from which the kernel slows the group down and reclaims (v2); None: it does not."""
         if self.version == 1:
             return None
-        marks = [mark for level in self.levels if (mark := _bound(f"{level}/memory.high")) is not None]
+        marks = [mark for level in self.levels if (mark := self._optional(_bound, f"{level}/memory.high")) is not None]
         return min(marks, default=None)
 
     def events(self, level: str | None = None) -> dict[str, int]:
@@ -123,11 +135,7 @@ class Cgroup:
         if self.version == 2:
             return {name.decode(): count for name, count in fields(path).items()}
         found = {"failcnt": _figure(path)}
-        control = f"{level or self.path}/memory.oom_control"
-        try:
-            counted = fields(control)
-        except FileNotFoundError:
-            return found
+        counted = self._optional(fields, f"{level or self.path}/memory.oom_control") or {}
         return found | {name.decode(): counted[name] for name in (b"oom_kill", b"under_oom") if name in counted}
 
     def events_path(self, level: str | None = None) -> str:
@@ -143,7 +151,7 @@ class Cgroup:
 
     def _limits(self) -> Iterator[Limit]:
         for level in self.levels:
-            limit = _bound(self._file("limit", level))
+            limit = self._optional(_bound, self._file("limit", level))
             if limit is not None:
                 yield Limit(limit, level)
         if self.version == 1 and (hidden := self._hierarchical()) is not None:
@@ -151,11 +159,18 @@ class Cgroup:
 
     def _hierarchical(self) -> int | None:
         """Return the limit of ancestors that cannot be seen from here, which v1 tells."""
-        try:
-            limit = fields(f"{self.path}/memory.stat").get(b"hierarchical_memory_limit", _UNLIMITED)
-        except FileNotFoundError:
-            return None
+        stat = self._optional(fields, f"{self.path}/memory.stat") or {}
+        limit = stat.get(b"hierarchical_memory_limit", _UNLIMITED)
         return limit if limit < _UNLIMITED else None
+
+    def _optional(self, reader: Callable[[str], _T], path: str) -> _T | None:
+        """Return what a file says, None if this group never had it."""
+        try:
+            return reader(path)
+        except FileNotFoundError:
+            if path not in self._absent:
+                raise
+            return None
 
 
 def _is_there(path: str) -> bool:
@@ -173,10 +188,7 @@ def _figure(path: str) -> int:
 
 def _bound(path: str) -> int | None:
     """Return what a file of a limit says; None: there is no limit."""
-    try:
-        word = read(path).strip()
-    except FileNotFoundError:
-        return None
+    word = read(path).strip()
     limit = _UNLIMITED if word == b"max" else number(word, path)
     return limit if limit < _UNLIMITED else None
 
@@ -212,39 +224,35 @@ def find(root: _Root = "/") -> Cgroup | None:
         return None
     unified = _directory(root, memberships.get(2), mounts[2])
     stall = f"{unified[0]}/memory.pressure" if unified else None
-    found: Cgroup | None = None
     if directories := _directory(root, memberships.get(1), mounts[1]):
-        found = _group(1, directories, stall, _hierarchy_goes_on)
-    elif unified and memberships.get(1) is None:
-        found = _group(2, unified, stall, lambda parent: True)
-    return found
+        return _group(1, directories, stall)
+    if unified and memberships.get(1) is None:
+        return _group(2, unified, stall)
+    return None
 
 
-def _group(
-    version: Literal[1, 2], directories: list[str], stall: str | None, goes_on: Callable[[str], bool]
-) -> Cgroup | None:
+def _group(version: Literal[1, 2], directories: list[str], stall: str | None) -> Cgroup | None:
     levels: list[str] = []
+    absent: set[str] = set()
     for directory in directories:
-        if levels and not goes_on(directory):
+        names = set(os.listdir(directory))  # of one moment, whatever happens to the directory
+        absent |= {f"{directory}/{name}" for name in _OPTIONAL[version] if name not in names}
+        if levels and version == 1 and "memory.use_hierarchy" in names and not _counts_below(directory):
             break
-        if _is_there(f"{directory}/{_FILES[version]['usage']}"):
+        if _FILES[version]["usage"] in names:
             levels.append(directory)
-    return Cgroup(version, tuple(levels), stall) if levels else None
+    return Cgroup(version, tuple(levels), stall, frozenset(absent)) if levels else None
 
 
-def _hierarchy_goes_on(parent: str) -> bool:
+def _counts_below(parent: str) -> bool:
     """Tell whether a v1 group counts the groups below it, as all do since Linux 5.11."""
-    path = f"{parent}/memory.use_hierarchy"
-    try:
-        return _figure(path) != 0
-    except FileNotFoundError:
-        return True
+    return _figure(f"{parent}/memory.use_hierarchy") != 0
 
 
 def _memberships(path: str) -> dict[int, bytes]:
     """Return where this process is in the v2 hierarchy, and in the v1 hierarchy that counts memory."""
     found = {}
-    for line in read(path).splitlines():
+    for line in lines(path):
         parts = line.split(b":", 2)
         if len(parts) != 3 or not parts[2].startswith(b"/"):
             raise ValueError(f"{path}: expected a control group, found {line[:60]!r}")
@@ -258,7 +266,7 @@ def _memberships(path: str) -> dict[int, bytes]:
 def _mounts(path: str) -> dict[int, list[tuple[bytes, bytes]]]:
     """Return what is mounted of either version: (part of the hierarchy, mount point), the one on top first."""
     found: dict[int, list[tuple[bytes, bytes]]] = {1: [], 2: []}
-    for line in read(path).splitlines():
+    for line in lines(path):
         before, dash, after = line.partition(b" - ")
         place, kind = before.split(b" "), after.split(b" ")
         if not dash or len(place) < 6 or len(kind) < 3:
@@ -275,9 +283,7 @@ def _mounts(path: str) -> dict[int, list[tuple[bytes, bytes]]]:
 
 def _plain(name: bytes) -> bytes:
     r"""Return a name of mountinfo without its escapes: ``\040`` is a space."""
-    for code in (b"040", b"011", b"012", b"134"):
-        name = name.replace(b"\\" + code, bytes([int(code, 8)]))
-    return name
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), name)
 
 
 def _directory(root: _Root, member: bytes | None, mounts: list[tuple[bytes, bytes]]) -> list[str] | None:

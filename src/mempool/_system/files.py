@@ -6,7 +6,7 @@ read, `ValueError` for what is not a number. Figures are plain ASCII digits: `in
 
 import os
 
-__all__ = ["below", "fields", "joined", "kilobytes", "number", "read"]
+__all__ = ["below", "fields", "joined", "kilobytes", "lines", "number", "read"]
 
 _FLAGS = (
     os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -44,10 +44,15 @@ def number(digits: bytes, path: str) -> int:
     return int(digits)
 
 
+def lines(path: str) -> list[bytes]:
+    """Return the lines of a file. The kernel ends them with a newline alone; names may hold other ends."""
+    return [line for line in read(path).split(b"\n") if line]
+
+
 def fields(path: str) -> dict[bytes, int]:
     """Return the figures of a file of lines such as ``inactive_file 4096``."""
     found = {}
-    for line in read(path).splitlines():
+    for line in lines(path):
         name, _, digits = line.partition(b" ")
         found[name] = number(digits.strip(), path)
     return found

@@ -32,7 +32,7 @@ from mempool.units import parse_size
 
 __all__ = ["MemoryGuard", "memory_limit"]
 
-What = Literal["rss", "external", "python_heap"]
+_What = Literal["rss", "external", "python_heap"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -193,7 +193,7 @@ class MemoryGuard:
     A guard is entered once at a time; a decorated function has a guard of its own in each call.
     """
 
-    def __init__(self, size: int, what: What, account: Account | None) -> None:
+    def __init__(self, size: int, what: _What, account: Account | None) -> None:
         self._size, self._what, self._account = size, what, account
         self._meter: _Meter | None = None
 
@@ -203,7 +203,7 @@ class MemoryGuard:
         return self._size
 
     @property
-    def what(self) -> What:
+    def what(self) -> _What:
         """What is limited."""
         return self._what
 
@@ -299,7 +299,7 @@ class MemoryGuard:
         return MemoryLimitExceeded(text, self._what, grown, self._size)
 
 
-def memory_limit(size: int | str | SupportsIndex, *, what: What = "rss", account: Account | None = None) -> MemoryGuard:
+def memory_limit(size: int | str | SupportsIndex, *, what: _What = "rss", account: Account | None = None) -> MemoryGuard:
     """Return a guard around a piece of work that may grow memory by so much.
 
     Parameters
