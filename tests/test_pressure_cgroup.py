@@ -97,6 +97,12 @@ def test_nonsense_is_an_error_that_names_the_file(v2: Path, name: str, content: 
         CgroupMemory(root=v2).read()
 
 
+@pytest.mark.parametrize("name", ["memory.high", "memory.max"])
+def test_a_group_that_has_no_such_mark(v2: Path, name: str) -> None:
+    (v2 / "sys/fs/cgroup/pod" / name).unlink()
+    assert CgroupMemory(root=v2).read() == Reading(80 * MIB, 200 * MIB)
+
+
 def test_a_file_that_is_missing(v2: Path) -> None:
     (v2 / "sys/fs/cgroup/pod/job/memory.events").unlink()
     source = CgroupMemory(root=v2)
