@@ -1,4 +1,4 @@
-"""What the tests of the pressure monitor share: a clock that stands still, memory that is what the test says, monitors over both."""
+"""What the tests of pressure monitors share: a clock that stands still, memory that is what a test says, monitors over both."""
 
 from collections.abc import Callable
 from typing import Any, Literal

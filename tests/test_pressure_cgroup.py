@@ -1,10 +1,14 @@
 """Pressure in control groups: which limit counts, what events mean, what becomes of groups that change or go."""
 
+import math
 import os
 import select
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import system_tree as tree
 from mempool.pressure.levels import Level
@@ -91,6 +95,12 @@ def test_nonsense_is_an_error_that_names_the_file(v2: Path, name: str, content: 
     file.write_text(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         CgroupMemory(root=v2).read()
+
+
+@pytest.mark.parametrize("name", ["memory.high", "memory.max"])
+def test_a_group_that_has_no_such_mark(v2: Path, name: str) -> None:
+    (v2 / "sys/fs/cgroup/pod" / name).unlink()
+    assert CgroupMemory(root=v2).read() == Reading(80 * MIB, 200 * MIB)
 
 
 def test_a_file_that_is_missing(v2: Path) -> None:
@@ -228,3 +238,29 @@ def test_a_real_group_can_be_polled() -> None:
     poll.register(source.fileno(), source.poll_events)
     assert poll.poll(0) == []
     source.close()
+
+
+SIZES = st.integers(0, 1000)
+GROUP = st.tuples(SIZES, SIZES, st.none() | SIZES, st.none() | SIZES)
+
+
+@given(st.lists(GROUP, min_size=1, max_size=4))
+@settings(max_examples=50)
+def test_the_nearest_limit_of_any_hierarchy(groups: list[tuple[int, int, int | None, int | None]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        names = ["/".join("abcd"[:depth]) for depth in range(1, len(groups) + 1)]
+        tree.member_v2(root, "/" + names[-1])
+        shares = []
+        for name, (current, inactive, limit, high) in zip(names, groups, strict=True):
+            marks = {"limit": "max" if limit is None else limit, "high": "max" if high is None else high}
+            tree.group_v2(root, name, current=current, inactive=inactive, **marks)  # type: ignore[arg-type]
+            used = max(0, current - inactive)
+            shares += [used / mark if mark else math.inf for mark in (limit, high) if mark is not None]
+        reading = CgroupMemory(root=root).read()
+        assert reading.used is not None
+        if not shares:
+            assert reading == Reading(max(0, groups[-1][0] - groups[-1][1]), None)
+        else:
+            assert reading.limit is not None
+            assert (reading.used / reading.limit if reading.limit else math.inf) == max(shares)

@@ -2,10 +2,13 @@
 
 import os
 import select
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mempool.pressure.levels import Level
 from mempool.pressure.sources import EventSource, PressureStall, Reading
@@ -15,6 +18,8 @@ from support import together
 
 POLLPRI, POLLERR = 2, 8
 REAL = "/proc/pressure/memory"
+
+pytestmark = pytest.mark.skipif(not hasattr(select, "poll"), reason="no poll")
 
 
 def write(path: Path, avg10: float = 0.0, total: int = 0, full: float = 0.0) -> Path:
@@ -70,6 +75,20 @@ def test_nonsense_is_an_error_that_names_the_file(file: Path, text: str) -> None
         PressureStall(file).read()
 
 
+@given(st.binary(max_size=200) | st.text("some avg10=full.\n total-", max_size=200).map(str.encode))
+def test_any_bytes_are_figures_or_an_error(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        stalls, said = {}, ""
+        try:
+            stalls = read_stalls(file.name)
+        except ValueError as error:
+            said = str(error)
+        assert stalls or file.name in said
+        assert all(stall.total >= 0 and stall.avg10 >= 0 for stall in stalls.values())
+
+
 def test_what_is_missing(tmp_path: Path, file: Path) -> None:
     source = PressureStall(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="none"):
@@ -77,6 +96,8 @@ def test_what_is_missing(tmp_path: Path, file: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"):
         source.open()
     assert source.fileno() == -1
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        PressureStall(tmp_path).read()
     file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")  # before Linux 5.13 for CPUs, say
     with pytest.raises(ValueError, match="no line 'full'"):
         PressureStall(file, kind="full").read()

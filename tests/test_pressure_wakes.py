@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,3 +177,27 @@ def test_a_fifo_that_hung_up_is_quiet_although_a_child_has_a_copy(
             assert watched.events == "watched"
     assert len([fd for fd in os.listdir("/proc/self/fd") if fd.isdigit()]) < 100
     events.close()
+
+
+def test_the_interpreter_ends_in_silence(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    """Sources that are open, wherever they are kept, and a monitor that runs."""
+    os.mkfifo(tmp_path / "fifo")
+    done = run_python(
+        """
+        import builtins, sys
+        from mempool.pressure import PressureMonitor
+        from mempool.pressure.sources import PressureStall, SystemdPressure
+        def opened():
+            source = SystemdPressure(environ={"MEMORY_PRESSURE_WATCH": sys.argv[1]})
+            source.open()
+            return source
+        class Cycle: pass
+        kept, builtins.kept, sys.modules["kept"] = opened(), opened(), opened()
+        cycle = Cycle()
+        cycle.own, cycle.source = cycle, opened()
+        monitor = PressureMonitor(sources=[opened(), PressureStall()]).start()
+        """,
+        tmp_path / "fifo",
+        options=("-X", "dev"),
+    )
+    assert (done.stdout, done.stderr) == ("", "")

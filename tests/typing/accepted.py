@@ -47,14 +47,23 @@ from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_c
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
 from mempool.pressure import (
+    CallbackStats,
     CleanupReport,
     CleanupSchedule,
     CleanupStep,
+    Forecast,
     ItemStats,
     Level,
+    MonitorStats,
     PressureEvent,
+    PressureMonitor,
+    Registration,
     Shrinkable,
     Shrinker,
+    Simulation,
+    SourceStatus,
+    Thresholds,
+    default_monitor,
     process_schedule,
     register,
     unregister,
@@ -441,3 +450,73 @@ def cleanups(pool: BufferPool, slab: SlabAllocator, event: PressureEvent, cache:
         schedule.interval = 5
         assert_type(schedule.last, CleanupReport | None)
     assert_type(process_schedule(), CleanupSchedule | None)
+
+
+def pressure_sources(account: Account, path: Path) -> None:
+    for source in default_sources(path, environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}):
+        assert_type(source, Source)
+        assert_type(source.read(), Reading)
+        assert_type(source.scope, Literal["own", "shared"])
+    sources: list[Source] = [
+        SystemdPressure(level=Level.ELEVATED, hold="2s"),
+        CgroupMemory(root=path),
+        PressureStall(path, kind="full", averages=(5, 10, 20)),
+        Rlimits("data"),
+        SystemMemory(),
+        ProcessMemory("2 GiB"),
+        AccountUsage(account),
+        CallableSource(lambda: (1, None), "one", scope="shared"),
+    ]
+    events: list[EventSource] = [SystemdPressure(), CgroupMemory(), PressureStall()]
+    assert_type(events[0].handle(events[0].poll_events), bool)
+    reading = sources[0].read()
+    assert_type(reading.used, int | None)
+    assert_type(reading.level, Level | None)
+
+
+async def monitors(pool: BufferPool, event: PressureEvent) -> None:
+    monitor = PressureMonitor(
+        Thresholds("1GB", critical="1.2GB", preventive=0.7),
+        sources=[lambda: (1, None), AccountUsage()],
+        interval="250ms",
+        hysteresis=0.1,
+        min_dwell=2,
+        reclaim=[pool],
+        reminder="10s",
+    )
+    assert_type(Thresholds.fractions(high=0.9), Thresholds)
+
+    @monitor.on(Level.HIGH, priority=5)
+    def make_room(event: PressureEvent) -> int:
+        return event.used or 0
+
+    assert_type(make_room, Registration)
+
+    @monitor.on_relief
+    async def relieved(event: PressureEvent) -> None:
+        await monitor.relief(Level.ELEVATED, timeout="1s")
+
+    assert_type(relieved, Registration)
+    assert_type(monitor.on(Level.CRITICAL, print, weak=False), Registration)
+    make_room.cancel()
+    assert_type(event.ratio, float | None)
+    assert_type(monitor.poll(), Level)
+    assert_type(monitor.level, Level)
+    assert_type(monitor.wait_for_relief(timeout=0), bool)
+    assert_type(await monitor.relief(), bool)
+    assert_type(monitor.forecast(), Forecast | None)
+    assert_type(monitor.history(), tuple[PressureEvent, ...])
+    assert_type(monitor.sources, tuple[SourceStatus, ...])
+    assert_type(monitor.stats(), MonitorStats)
+    assert_type(monitor.stats().callbacks, tuple[CallbackStats, ...])
+    assert_type(monitor.simulate(Level.HIGH), Simulation)
+    with monitor.suppressed(), monitor.simulate(Level.ELEVATED) as simulation:
+        simulation.end()
+    with monitor as same:
+        assert_type(same, PressureMonitor)
+    async with monitor as same:
+        assert_type(same.running, bool)
+    monitor.thresholds = None
+    monitor.interval = None
+    assert_type(default_monitor().start(), PressureMonitor)
+    default_monitor().stop()

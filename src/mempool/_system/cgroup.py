@@ -114,7 +114,7 @@ class Cgroup:
         """Return every limit and high mark (v2) of the group and its ancestors, each with the usage of its own group."""
         marks = list(self._limits())
         if self.version == 2:
-            highs = [(_bound(f"{level}/memory.high"), level) for level in self.levels]
+            highs = [(self._optional(_bound, f"{level}/memory.high"), level) for level in self.levels]
             marks += [Limit(mark, level) for mark, level in highs if mark is not None]
         used = {path: self.usage(path) for _, path in marks}
         return [Tightest(used[path], limit, path) for limit, path in marks]

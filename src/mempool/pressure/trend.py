@@ -16,7 +16,7 @@ _ENOUGH = 6  # readings from which on their number takes nothing from how sure a
 _FASTEST = 0.01
 _SLOWEST = 5.0
 _SLOWEST_RAISED = 0.5
-_AT_REST = 2000  # at rest a poll may cost one part in so many of a core
+_AT_REST = 2500  # at rest a poll may cost one part in so many of a core
 _IN_A_HURRY = 20  # and so many while memory runs out
 _LOOKS_AHEAD = 4  # polls between now and the next threshold, if memory goes on growing as it does
 

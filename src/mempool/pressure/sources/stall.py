@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from mempool._system.files import read
 from mempool.pressure.levels import Level
 from mempool.pressure.sources.base import Reading, Scope
 from mempool.pressure.sources.watching import READ_FLAGS, WRITE_FLAGS, Alarm, Descriptor
@@ -73,8 +74,7 @@ def read_stalls(path: str) -> dict[str, Stall]:
     ValueError
         If it is not what the kernel writes.
     """
-    with open(path, encoding="ascii", errors="replace") as file:
-        text = file.read()
+    text = read(path).decode("ascii", "replace")
     try:
         stalls = {words[0]: _parse_line(words[1:]) for words in map(str.split, text.splitlines()) if words}
     except (KeyError, ValueError) as error:
