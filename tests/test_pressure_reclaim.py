@@ -136,6 +136,26 @@ def test_what_a_cache_left_in_a_pool_goes_too() -> None:
     assert pool.stats().reserved == 0
 
 
+def test_what_a_cache_discharges_counts() -> None:
+    """Memory of others, which is charged to an account; where it lies nobody knows."""
+    account = mempool.Account("others")
+    account.charge(40 * MIB)
+
+    class Foreign:
+        name = "foreign"
+
+        @property
+        def nbytes(self) -> int:
+            return account.used
+
+        def shrink(self, nbytes: int) -> int:
+            account.discharge(nbytes)
+            return nbytes
+
+    assert Shrinker([Foreign()], resident=Process())(event(Level.CRITICAL)) == 40 * MIB
+    assert account.used == 0
+
+
 # ---- where it stops
 
 
@@ -243,6 +263,8 @@ def test_all_of_the_process() -> None:
     assert shrinker(event(Level.HIGH)) >= 3 * MIB
     assert (pool.stats().idle, [cache.asked for cache in caches]) == (0, [[1024], [1024]])
     assert slab.account.used < used
+    register(caches[0])
+    assert [row.asks for row in shrinker.stats() if row.name == "cache"][-2:] == [1, 1]
     unregister(caches[0])
     unregister(caches[0])
     shrinker(event(Level.CRITICAL))
