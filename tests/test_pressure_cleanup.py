@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -164,6 +165,15 @@ def test_slabs_give_free_slots() -> None:
     before = slab.account.used
     report = mempool.cleanup("aggressive")
     assert by_name(report)["slabs"].freed >= before - slab.account.used > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+def test_shared_pools_give_segments_back() -> None:
+    with mempool.shared.SharedPool() as pool:
+        pool.acquire(4 * MIB).release()
+        report = mempool.cleanup("aggressive")
+        assert by_name(report)["shared"].freed >= 4 * MIB
+        assert pool.stats().reserved == 0
 
 
 @pytest.mark.parametrize("mode", [None, 3, Strange(), b"light"])

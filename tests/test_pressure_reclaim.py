@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -85,6 +86,16 @@ def test_slabs_give_free_slots() -> None:
     slab.free_many(slab.alloc_many(2000))
     used = slab.account.used
     assert Shrinker([slab], resident=Process())(event(Level.ELEVATED)) == used - slab.account.used > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+def test_shared_pools_give_segments_back() -> None:
+    for make_room in (lambda pool: Shrinker([pool], resident=Process()), lambda pool: Shrinker.of_process()):
+        with mempool.shared.SharedPool() as pool:
+            pool.acquire(4 * MIB).release()
+            reserved = pool.stats().reserved
+            assert make_room(pool)(event(Level.ELEVATED)) >= reserved > 0
+            assert pool.stats().reserved == 0
 
 
 def test_memory_in_use_stays() -> None:
