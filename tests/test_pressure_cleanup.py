@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -111,6 +112,34 @@ def test_garbage_goes_with_the_buffers_that_it_holds(mode: Any) -> None:
     assert pool.stats().reserved == 0
 
 
+def test_what_finalizers_make_is_collected_too() -> None:
+    pool = mempool.BufferPool(idle_timeout=None)
+
+    class Last(Node):
+        def __del__(self) -> None:
+            Node(pool.acquire(MIB))
+
+    gc.collect()
+    Last()
+    mempool.cleanup("aggressive")
+    assert pool.stats().reserved == 0
+
+
+def test_what_a_cache_left_in_a_pool_goes_too() -> None:
+    pool = mempool.BufferPool(idle_timeout=None)
+
+    class Buffers(Cache):
+        def shrink(self, nbytes: int) -> int:
+            leases.clear()
+            return super().shrink(nbytes)
+
+    leases = [pool.acquire(MIB) for _ in range(4)]
+    buffers = Buffers(4, 1000, "buffers")
+    report = mempool.cleanup("aggressive")
+    assert (buffers.entries, pool.stats().reserved) == ([], 0)
+    assert by_name(report)["buffers"].freed >= 4 * MIB
+
+
 def test_collecting_is_asked_for_even_where_it_is_disabled() -> None:
     gc.disable()
     try:
@@ -136,6 +165,15 @@ def test_slabs_give_free_slots() -> None:
     before = slab.account.used
     report = mempool.cleanup("aggressive")
     assert by_name(report)["slabs"].freed >= before - slab.account.used > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+def test_shared_pools_give_segments_back() -> None:
+    with mempool.shared.SharedPool() as pool:
+        pool.acquire(4 * MIB).release()
+        report = mempool.cleanup("aggressive")
+        assert by_name(report)["shared"].freed >= 4 * MIB
+        assert pool.stats().reserved == 0
 
 
 @pytest.mark.parametrize("mode", [None, 3, Strange(), b"light"])
@@ -301,6 +339,23 @@ def test_no_thread_is_left(run_python: RunPython) -> None:
         assert threading.active_count() == 1
         """
     )
+
+
+def test_a_step_that_waits_for_its_own_cleanup_does_not() -> None:
+    reports: list[CleanupReport] = []
+    answers: list[object] = []
+    known = threading.Event()
+
+    def act() -> None:
+        known.wait(30)
+        answers.extend([reports[0].wait(), reports[0].done, len(reports[0].steps) > 2])
+
+    acting = Acting(act)
+    reports.append(mempool.cleanup("standard"))
+    known.set()
+    assert reports[0].wait(30)
+    assert answers == [False, False, True]
+    acting.name = "done"
 
 
 def test_where_no_thread_can_be_had_it_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

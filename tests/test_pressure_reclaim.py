@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +88,16 @@ def test_slabs_give_free_slots() -> None:
     assert Shrinker([slab], resident=Process())(event(Level.ELEVATED)) == used - slab.account.used > 0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+def test_shared_pools_give_segments_back() -> None:
+    for make_room in (lambda pool: Shrinker([pool], resident=Process()), lambda pool: Shrinker.of_process()):
+        with mempool.shared.SharedPool() as pool:
+            pool.acquire(4 * MIB).release()
+            reserved = pool.stats().reserved
+            assert make_room(pool)(event(Level.ELEVATED)) >= reserved > 0
+            assert pool.stats().reserved == 0
+
+
 def test_memory_in_use_stays() -> None:
     pool = mempool.BufferPool(idle_timeout=None)
     with pool.acquire(MIB) as lease:
@@ -134,6 +145,26 @@ def test_what_a_cache_left_in_a_pool_goes_too() -> None:
     assert pool.stats().reserved == 6 * MIB
     assert shrinker(event(Level.CRITICAL)) == 6 * MIB
     assert pool.stats().reserved == 0
+
+
+def test_what_a_cache_discharges_counts() -> None:
+    """Memory of others, which is charged to an account; where it lies nobody knows."""
+    account = mempool.Account("others")
+    account.charge(40 * MIB)
+
+    class Foreign:
+        name = "foreign"
+
+        @property
+        def nbytes(self) -> int:
+            return account.used
+
+        def shrink(self, nbytes: int) -> int:
+            account.discharge(nbytes)
+            return nbytes
+
+    assert Shrinker([Foreign()], resident=Process())(event(Level.CRITICAL)) == 40 * MIB
+    assert account.used == 0
 
 
 # ---- where it stops
@@ -243,6 +274,8 @@ def test_all_of_the_process() -> None:
     assert shrinker(event(Level.HIGH)) >= 3 * MIB
     assert (pool.stats().idle, [cache.asked for cache in caches]) == (0, [[1024], [1024]])
     assert slab.account.used < used
+    register(caches[0])
+    assert [row.asks for row in shrinker.stats() if row.name == "cache"][-2:] == [1, 1]
     unregister(caches[0])
     unregister(caches[0])
     shrinker(event(Level.CRITICAL))

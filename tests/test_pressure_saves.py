@@ -1,7 +1,7 @@
-"""It saves the program: a child under a hard limit whose pools, cache and batches would take twice that, with the monitor and without.
+"""It saves the program: a child under a hard limit whose pools, cache and batches would take twice that if nobody looked.
 
-The child reads records through pools (one for each stage, which keep what they had), keeps what it made of them in a cache, and works on
-them in batches. Whatever it has to make again it makes again; what it prints does not depend on memory.
+The child reads records through pools (one for each stage, which keep what they had), keeps what it made of them in a cache, and
+works on them in batches. Whatever it has to make again it makes again; what it prints does not depend on memory.
 """
 
 import hashlib

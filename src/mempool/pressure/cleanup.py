@@ -11,6 +11,7 @@ where the program has time for it, or queued, and then has a thread for as long 
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class CleanupStep:
     Attributes
     ----------
     name : str
-        ``"garbage"``, ``"pools"``, ``"slabs"``, ``"reclaimers"``, ``"malloc"``, ``"pages"``, or the name of a cache.
+        ``"garbage"``, ``"pools"``, ``"slabs"``, ``"shared"``, ``"reclaimers"``, ``"malloc"``, ``"pages"``, or the name of a cache.
     freed : int
         Bytes that the process has less: what pools and slabs gave back, for the other steps how far resident memory fell.
         What other threads take or give meanwhile is in it.
@@ -142,6 +143,10 @@ def _trim_pools() -> tuple[int, str]:
     return sum(pool.trim() for pool in pools), f"{len(pools)} pools"
 
 
+def _trim_shared() -> tuple[int, str]:
+    return reclaim.trim_shared(), ""
+
+
 def _trim_slabs() -> tuple[int, str]:
     slabs = reclaim.slabs()
     return sum(slab.trim() for slab in slabs), f"{len(slabs)} slabs"
@@ -178,6 +183,7 @@ def _steps_of(mode: Mode) -> list[tuple[str, _Step]]:
         ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
         ("pools", _trim_pools),
         ("slabs", _trim_slabs),
+        *([("shared", _trim_shared)] if "mempool.shared" in sys.modules else []),
         ("reclaimers", partial(_relieve, share)),
         *caches,
         ("malloc", _trim_malloc),

@@ -16,6 +16,7 @@ where they are.
 import logging
 import operator
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -57,7 +58,14 @@ class Shrinkable(Protocol):
         """Let go of this many bytes, the least useful first; how many they were."""
 
 
-Item: TypeAlias = BufferPool | SlabAllocator | Shrinkable | Callable[[int], int | None]
+class Trimmable(Protocol):
+    """What keeps memory ready and can give it back, as slabs and shared pools do."""
+
+    def trim(self) -> int:
+        """Give it back to the OS; its bytes."""
+
+
+Item: TypeAlias = BufferPool | Trimmable | Shrinkable | Callable[[int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +141,9 @@ class Entry:
 
 def kind_of(item: object) -> str:
     """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``."""
-    if isinstance(item, BufferPool | SlabAllocator):
-        return "idle"
     if not isinstance(item, type):
+        if callable(getattr(item, "trim", None)):
+            return "idle"
         if isinstance(item, Shrinkable):
             return "cache"
         if callable(item):
@@ -151,8 +159,8 @@ def _name_of(item: Item) -> str:
 def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
     if isinstance(item, BufferPool):
         return item.trim
-    if isinstance(item, SlabAllocator):
-        return lambda _: item.trim()
+    if callable(getattr(item, "trim", None)):
+        return lambda _: cast(Trimmable, item).trim()
     return cast(Shrinkable, item).shrink if kind == "cache" else cast(Callable[[int], int | None], item)
 
 
@@ -231,8 +239,8 @@ class Shrinker:
     Parameters
     ----------
     items : iterable
-        `BufferPool` and `SlabAllocator`, whose idle memory is trimmed; anything `Shrinkable`; callables, which are asked for a
-        number of bytes and return how many they freed. They are kept alive.
+        Pools and slabs, whose idle memory is trimmed; anything `Shrinkable`; callables, which are asked for a number of bytes
+        and return how many they freed. They are kept alive.
     floor : int or str
         Bytes of idle memory that each pool keeps, and of content that each cache keeps, whatever the level.
     resident : callable
@@ -357,9 +365,16 @@ def slabs() -> list[SlabAllocator]:
     return _core._slabs()
 
 
+def trim_shared() -> int:
+    """Have shared pools give segments back that nobody uses; their bytes. Where nobody shares memory nothing is loaded."""
+    registry = sys.modules.get("mempool.shared.registry")
+    return 0 if registry is None else sum(books.trim() for books in list(registry.here.books))
+
+
 _OF_PROCESS = (
     Entry(lambda floor: sum(pool.trim(floor) for pool in pools()), name="idle memory of pools", kind="idle"),
     Entry(lambda _: sum(slab.trim() for slab in slabs()), name="free slots of slabs", kind="idle"),
+    Entry(lambda _: trim_shared(), name="idle shared memory", kind="idle"),
     Entry(_reclaim.relieve, name="reclaimers"),
 )
 
