@@ -34,6 +34,14 @@ import mempool.io.reading
 import mempool.io.writing
 import mempool.numpy
 import mempool.pickle
+import mempool.pressure.callbacks
+import mempool.pressure.default
+import mempool.pressure.levels
+import mempool.pressure.monitor
+import mempool.pressure.options
+import mempool.pressure.records
+import mempool.pressure.trend
+import mempool.pressure.watching
 import mempool.pressure.sources
 import mempool.pressure.sources.account
 import mempool.pressure.sources.cgroup
@@ -70,6 +78,14 @@ MODULES = [
     mempool.io.reading,
     mempool.io.writing,
     mempool.numpy,
+    mempool.pressure.callbacks,
+    mempool.pressure.default,
+    mempool.pressure.levels,
+    mempool.pressure.monitor,
+    mempool.pressure.options,
+    mempool.pressure.records,
+    mempool.pressure.trend,
+    mempool.pressure.watching,
     mempool.pressure.sources,
     mempool.pressure.sources.account,
     mempool.pressure.sources.cgroup,
@@ -221,6 +237,22 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
     )
 )
 
+PRESSURE = {"default_monitor", "Level"}.union(
+    *(
+        {name for name in public(item) if item.__module__ not in {"mempool.pressure.trend"}} | {item.__name__}
+        for item in (
+            mempool.pressure.CallbackStats,
+            mempool.pressure.Forecast,
+            mempool.pressure.MonitorStats,
+            mempool.pressure.PressureEvent,
+            mempool.pressure.PressureMonitor,
+            mempool.pressure.Registration,
+            mempool.pressure.Simulation,
+            mempool.pressure.SourceStatus,
+        )
+    )
+)
+
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
 @pytest.mark.parametrize(
@@ -248,6 +280,7 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
         ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
+        ("Memory pressure", PRESSURE),
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
         ("Settings", set(mempool.settings.__all__) | {"limit", "leak_detection"}),
         ("Units", set(mempool.units.__all__)),

@@ -218,7 +218,9 @@ def _failing(readings: Readings) -> Iterator[Issue]:
 def _exhausted(readings: Readings) -> Iterator[Issue]:
     if readings.waits.exhausted:
         count = readings.waits.exhausted
-        message = f"batches waited {readings.waits.seconds:.1f} s for relief, and {count} times in vain, {readings.span}"
+        message = (
+            f"batches waited {readings.waits.seconds:.1f} s for relief, and {count} times in vain, {readings.span}"
+        )
         advice = "make batches smaller, or give callbacks something to free; see max_wait"
         yield Issue("exhausted waits", "medium", count, 0, message, advice)
     for name, count in readings.exhausted.items():
