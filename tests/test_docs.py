@@ -39,11 +39,22 @@ import mempool.io.reading
 import mempool.io.writing
 import mempool.numpy
 import mempool.pickle
+<<<<<<< HEAD
 import mempool.pressure.alerts
 import mempool.pressure.batches
 import mempool.pressure.health
 import mempool.pressure.profiles
 import mempool.pressure.sizing
+=======
+import mempool.pressure.callbacks
+import mempool.pressure.default
+import mempool.pressure.levels
+import mempool.pressure.monitor
+import mempool.pressure.options
+import mempool.pressure.records
+import mempool.pressure.trend
+import mempool.pressure.watching
+>>>>>>> monitor
 import mempool.pressure.sources
 import mempool.pressure.sources.account
 import mempool.pressure.sources.cgroup
@@ -85,11 +96,22 @@ MODULES = [
     mempool.io.reading,
     mempool.io.writing,
     mempool.numpy,
+<<<<<<< HEAD
     sys.modules["mempool.pressure.sizing"],
     sys.modules["mempool.pressure.profiles"],
     sys.modules["mempool.pressure.health"],
     sys.modules["mempool.pressure.batches"],
     sys.modules["mempool.pressure.alerts"],
+=======
+    mempool.pressure.callbacks,
+    mempool.pressure.default,
+    mempool.pressure.levels,
+    mempool.pressure.monitor,
+    mempool.pressure.options,
+    mempool.pressure.records,
+    mempool.pressure.trend,
+    mempool.pressure.watching,
+>>>>>>> monitor
     mempool.pressure.sources,
     mempool.pressure.sources.account,
     mempool.pressure.sources.cgroup,
@@ -250,6 +272,22 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
     )
 )
 
+PRESSURE = {"default_monitor", "Level"}.union(
+    *(
+        {name for name in public(item) if item.__module__ not in {"mempool.pressure.trend"}} | {item.__name__}
+        for item in (
+            mempool.pressure.CallbackStats,
+            mempool.pressure.Forecast,
+            mempool.pressure.MonitorStats,
+            mempool.pressure.PressureEvent,
+            mempool.pressure.PressureMonitor,
+            mempool.pressure.Registration,
+            mempool.pressure.Simulation,
+            mempool.pressure.SourceStatus,
+        )
+    )
+)
+
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
 @pytest.mark.parametrize(
@@ -282,8 +320,12 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
         ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
+<<<<<<< HEAD
         ("Batches", BATCHES),
         ("Health", HEALTH),
+=======
+        ("Memory pressure", PRESSURE),
+>>>>>>> monitor
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
         ("Settings", set(mempool.settings.__all__) | set(mempool.pressure.Settings.__slots__)),
         ("Units", set(mempool.units.__all__)),

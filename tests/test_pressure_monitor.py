@@ -137,11 +137,17 @@ def test_a_callable_that_returns_nonsense_is_not_watched(value: Any) -> None:
     assert "ValueError" in monitor.sources[0].why
 
 
-@pytest.mark.parametrize("figure", [-1, 1.5, "1", True])
+@pytest.mark.parametrize("figure", [-1, 1.5, "1", True, 10**400])
 def test_a_source_that_returns_nonsense_is_not_watched(bench: Bench, figure: Any) -> None:
     bench.memory.used = figure
     assert bench.monitor.poll() == NORMAL
     assert "ValueError" in bench.monitor.sources[0].why
+
+
+def test_a_source_that_tells_no_level_there_is(bench: Bench) -> None:
+    bench.memory.level = 7  # type: ignore[assignment]
+    assert bench.monitor.poll() == NORMAL
+    assert "7 is not a valid Level" in bench.monitor.sources[0].why
 
 
 # ---- events ----
@@ -296,6 +302,17 @@ def test_a_clock_that_goes_back_ends_no_level_early_and_holds_none_for_ever(benc
 def test_a_clock_that_leaps_forward_is_a_dwell(bench: Bench) -> None:
     bench.at(1300)
     assert bench.at(0, 1e9) == NORMAL
+
+
+def test_a_clock_that_is_no_number_for_once(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    now, bench.clock.now = bench.clock.now, math.nan
+    assert bench.at(1300) == CRITICAL
+    bench.clock.now = now
+    assert bench.at(1300) == CRITICAL
+    assert bench.at(1300, 5.0) == CRITICAL
+    assert len(bench.events) == 2  # with the reminder
+    assert bench.at(0) == NORMAL
 
 
 def test_a_clock_that_stands_still(bench: Bench) -> None:

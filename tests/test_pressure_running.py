@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mempool.pressure import Level, PressureEvent, PressureMonitor, default_monitor
+from mempool.pressure import Level, PressureEvent, PressureMonitor, Thresholds, default_monitor
 from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, HIGH, NORMAL, Memory, logged
 from support import start, together, until
@@ -191,6 +191,31 @@ def test_a_start_that_fails_changes_nothing(monkeypatch: Any) -> None:
         assert monitor.running
 
 
+@needs_proc
+def test_whoever_wakes_a_monitor_that_ends_writes_into_no_other_file(tmp_path: Path) -> None:
+    """The number of a closed pipe is that of the next file that is opened."""
+    monitor = PressureMonitor(BYTES, sources=[Memory()], interval=0.0001)
+    done = threading.Event()
+
+    def wake() -> None:
+        while not done.is_set():
+            monitor.interval = 0.0001
+
+    def reopen() -> None:
+        while not done.is_set():
+            with open(tmp_path / f"{threading.get_ident()}", "wb", buffering=0):
+                pass
+
+    threads = [start(work) for work in (wake, wake, reopen)]
+    for _ in range(30):
+        with monitor:
+            pass
+    done.set()
+    for thread in threads:
+        thread.result()
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+
+
 # ---- how often ----
 
 
@@ -216,6 +241,29 @@ def test_a_poll_that_costs_much_is_made_less_often() -> None:
     monitor = PressureMonitor(BYTES, sources=[slow])
     monitor.poll()
     assert monitor.stats().interval > 2.0
+
+
+def test_what_is_set_is_followed_at_once() -> None:
+    memory = Memory(900)
+    with PressureMonitor(BYTES, sources=[memory], interval=HOURS) as monitor:
+        until(lambda: memory.reads == 1)
+        monitor.thresholds = Thresholds(500, 900)
+        until(lambda: monitor.level == CRITICAL)
+        monitor.interval = 0.001
+        until(lambda: memory.reads > 5)
+
+
+def test_an_error_that_repeats_is_logged_once(caplog: Any) -> None:
+    times = 0
+
+    def clock() -> float:
+        nonlocal times
+        times += 1
+        raise ZeroDivisionError("no time" if times < 10 else "no time at all")
+
+    with PressureMonitor(BYTES, sources=[Memory()], interval=0.001, clock=clock):
+        until(lambda: times > 20)
+    assert len(caplog.records) == 2
 
 
 # ---- events ----
@@ -274,8 +322,6 @@ def test_a_watch_that_dies_is_named_and_opened_again(monkeypatch: Any) -> None:
         until(lambda: monitor.stats().polls == 2)  # its death may mean much
         bell.error = False
         monitor.interval = 0.001
-        assert monitor._runner is not None
-        monitor._runner.wake()
         until(lambda: monitor.sources[0].events == "watched")
         assert bell.opened == 2
 

@@ -120,12 +120,12 @@ class Registration:
         if owner is not None:
             owner.remove(self)
 
-    def bind(self, loop: "asyncio.AbstractEventLoop") -> None:
+    def _bind(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Give a coroutine function that was registered outside every loop the one that it runs on."""
         if self._is_async and self._loop is None:
             self._loop = loop
 
-    def run(self, event: PressureEvent) -> int:
+    def _run(self, event: PressureEvent) -> int:
         """Call it in its own try; the bytes that it freed."""
         function = self._function()
         if function is None or self._cancelled:
@@ -189,7 +189,7 @@ class Registration:
             self.seconds += time.perf_counter() - start
             self._task = None
 
-    def forget_task(self) -> None:
+    def _forget_task(self) -> None:
         """In the child of a fork its loop is that of the parent."""
         self._task = None
 
@@ -229,7 +229,7 @@ class Callbacks:
     def bind(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Give every coroutine function without a loop this one."""
         for one in self._all:
-            one.bind(loop)
+            one._bind(loop)
 
     def all(self) -> tuple[Registration, ...]:
         """Return all, in the order in which they run."""
@@ -248,7 +248,7 @@ class Callbacks:
         """Tell those who wait for relief."""
         for one in self._all:
             if one.level is None:
-                one.run(event)
+                one._run(event)
 
     def answer(self, event: PressureEvent, look: Callable[[], Level]) -> tuple[int, Level]:
         """Ask for memory until there is enough.
@@ -269,7 +269,7 @@ class Callbacks:
         for one in self._all:
             if one.level is None or one.level > level:
                 continue
-            freed = one.run(event)
+            freed = one._run(event)
             if freed:
                 total += freed
                 level = min(level, look())
@@ -279,4 +279,4 @@ class Callbacks:
         """Begin again with a lock that nobody holds."""
         self._lock = threading.RLock()
         for one in self._all:
-            one.forget_task()
+            one._forget_task()

@@ -75,6 +75,7 @@ class Events:
         self._noisy: dict[Watched, int] = {}
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._guard = threading.RLock()  # of the pipe: its number must not become another file's while it is written to
         self._poller = _make_poller()
         self._pipe: tuple[int, int] | None = None
         try:
@@ -195,12 +196,13 @@ class Events:
 
     def wake(self) -> None:
         """Let `wait` return."""
-        if self._pipe is None:
+        if self._poller is None:
             with suppress(RuntimeError):
                 self._lock.release()
             return
-        with suppress(BlockingIOError, OSError):  # full: it is awake; closed: it is gone
-            os.write(self._pipe[1], b"\0")
+        with self._guard, suppress(BlockingIOError):  # full: it is awake
+            if self._pipe is not None:
+                os.write(self._pipe[1], b"\0")
 
     def close(self) -> None:
         """Close all; idempotent."""
@@ -209,8 +211,14 @@ class Events:
                 source.close()
             watched.events = "not started"
         self._fds.clear()
-        pipe, self._pipe = self._pipe, None
-        for end in pipe or ():
-            os.close(end)
+        with self._guard:
+            pipe, self._pipe = self._pipe, None
+            for end in pipe or ():
+                os.close(end)
         if self._poller is not None:
             self._poller.close()
+
+    def abandon(self) -> None:
+        """Close all in the child of a fork, where a thread that is not here may hold the lock."""
+        self._guard = threading.RLock()
+        self.close()

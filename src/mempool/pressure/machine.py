@@ -56,7 +56,7 @@ class Latch:
 
     def step(self, verdict: Verdict, now: float, dwell: float) -> Level:
         """Take in a verdict; the level after it."""
-        if now < self.since:
+        if not now >= self.since:  # nor after a NaN
             self.since = now
         goal = self.goal(verdict)
         if goal > self.level or (goal < self.level and now - self.since >= dwell):

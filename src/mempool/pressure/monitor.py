@@ -10,6 +10,7 @@ round already (a callback or a source that polls) gets the level as it is. Rejec
 for a thread that polls would stop both.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,8 @@ from mempool.pressure.watching import SourceStatus, Watched, as_source
 from mempool.units import parse_duration
 
 __all__ = ["PressureMonitor", "Simulation"]
+
+log = logging.getLogger("mempool.pressure")
 
 _LONGEST_NAP = 5.0  # of a waiter that will be woken: a loop that runs the monitor may be closed without a word
 _MOST_ROUNDS = 8  # of callbacks in one poll; callbacks that simulate levels could go on for ever
@@ -105,6 +108,8 @@ class PressureMonitor(Options):
     <Level.HIGH: 2>
     """
 
+    _runner: ThreadRunner | LoopRunner | None = None
+
     def __init__(
         self,
         thresholds: Thresholds | None = None,
@@ -123,7 +128,6 @@ class PressureMonitor(Options):
         self._callbacks, self._waiters = Callbacks(), Waiters()
         self._state = State(parse_duration(reminder, "reminder"))
         self._locks()
-        self._runner: ThreadRunner | LoopRunner | None = None
         self._lost_thread = False
         self._polls = self._events = self._muted = 0
         self._cost = 0.0
@@ -131,7 +135,7 @@ class PressureMonitor(Options):
         watch_forks(self)
 
     def _locks(self) -> None:
-        self._reading, self._lock = threading.RLock(), threading.RLock()
+        self._reading, self._lock, self._switching = threading.RLock(), threading.RLock(), threading.RLock()
         self._inside: set[int] = set()
         self._telling = self._more = False
 
@@ -398,7 +402,7 @@ class PressureMonitor(Options):
     def stop(self) -> None:
         """Poll no more, and wait for callbacks that run; idempotent. From inside a callback nothing is waited for."""
         self._lost_thread = False
-        with self._lock:
+        with self._switching:
             runner, self._runner = self._runner, None
         if runner is not None:
             runner.stop()
@@ -406,14 +410,23 @@ class PressureMonitor(Options):
 
     def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
         self._lost_thread = False
-        with self._lock:
+        with self._switching:
             if self._runner is not None and self._runner.alive:
                 return
             self._runner = make()
         self._waiters.wake()
 
     def _restart(self) -> None:
-        self.start()
+        """Start anew in the child of a fork; at its exit, or without resources, it is polled by who uses it."""
+        try:
+            self.start()
+        except (OSError, RuntimeError) as error:
+            log.warning("a pressure monitor could not start again after a fork: %s", error)
+
+    def _changed(self) -> None:
+        runner = self._runner
+        if runner is not None:
+            runner.wake()
 
     def __enter__(self) -> Self:
         return self.start()

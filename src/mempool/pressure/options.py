@@ -25,6 +25,9 @@ class Options:
         self.hysteresis = hysteresis
         self.min_dwell = min_dwell
 
+    def _changed(self) -> None:
+        """Do what is to be done when something was set that a sleeping monitor should know."""
+
     @property
     def thresholds(self) -> Thresholds:
         """Where levels begin; may be set, None for the default."""
@@ -37,6 +40,7 @@ class Options:
         if value is None:
             _default_thresholds()  # what the settings say wrong is said here, not at each poll
         self._thresholds = value
+        self._changed()
 
     @property
     def hysteresis(self) -> float:
@@ -71,6 +75,7 @@ class Options:
         if seconds == 0:
             raise ValueError(f"interval must be more than 0 seconds, got {value!r}")
         self._interval = seconds
+        self._changed()
 
 
 def _default_thresholds() -> Thresholds:

@@ -28,12 +28,21 @@ log = logging.getLogger("mempool.pressure")
 _GRACE = 1.0  # seconds that the end of the interpreter waits for a callback
 
 
+def log_new(error: BaseException, last: str) -> str:
+    """Log an error, unless it is as the last one was; what to compare the next with."""
+    text = repr(error)
+    if text != last:
+        log.error("a pressure monitor could not poll; it tries again", exc_info=error)
+    return text
+
+
 class ThreadRunner:
     """A thread that polls and waits in turn."""
 
     def __init__(self, monitor: "PressureMonitor") -> None:
         self._monitor = monitor
         self._quit = False
+        self._last = ""
         self._events = Events(monitor._watched)
         self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
         try:
@@ -66,8 +75,8 @@ class ThreadRunner:
     def _poll(self) -> None:
         try:
             self._monitor.poll()
-        except BaseException:  # SystemExit of a callback too: nobody else would poll
-            log.exception("a pressure monitor could not poll; it tries again")
+        except BaseException as error:  # SystemExit of a callback too: nobody else would poll
+            self._last = log_new(error, self._last)
 
     def wake(self) -> None:
         """Poll now."""
@@ -84,7 +93,7 @@ class ThreadRunner:
     def abandon(self) -> None:
         """In the child: the thread is not here; what it had open is."""
         self._quit = True
-        self._events.close()
+        self._events.abandon()
         _running.discard(self)
 
 
@@ -95,6 +104,7 @@ class LoopRunner:
         self._monitor, self._loop = monitor, loop
         self._thread = threading.get_ident()
         self._quit = False
+        self._last = ""
         self._timer: asyncio.TimerHandle | None = None
         self._events = Events(monitor._watched)
         self._fd = self._events.fileno()
@@ -131,8 +141,8 @@ class LoopRunner:
             self._timer.cancel()
         try:
             self._monitor.poll()
-        except Exception:
-            log.exception("a pressure monitor could not poll; it tries again")
+        except Exception as error:
+            self._last = log_new(error, self._last)
         finally:
             if not self._quit:
                 self._timer = self._loop.call_later(self._monitor._next_interval(), self._turn)
@@ -163,7 +173,7 @@ class LoopRunner:
         """In the child: the loop is the parent's."""
         self._quit = True
         self._fd = -1
-        self._events.close()
+        self._events.abandon()
 
 
 # ---- fork and exit ----

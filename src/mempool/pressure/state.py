@@ -65,7 +65,8 @@ class State:
 
     def _now(self, now: float) -> None:
         self.now = now
-        self._told_at = min(self._told_at, now)
+        if not now >= self._told_at:  # nor after a NaN
+            self._told_at = now
 
     def _decide(self, watched: Sequence[Watched], thresholds: Thresholds) -> None:
         """Find the source that stands highest; a relief is told of the one that stood so before."""

@@ -8,8 +8,11 @@ from mempool.pressure.machine import Latch, Verdict, judge
 from mempool.pressure.sources.base import EventSource, Reading, Source
 from mempool.pressure.sources.custom import CallableSource
 from mempool.pressure.trend import Forecast, Trend
+from mempool.units import shown
 
 __all__ = ["SourceStatus", "Watched", "as_source"]
+
+_MOST = 1 << 64
 
 log = logging.getLogger("mempool.pressure")
 
@@ -64,8 +67,14 @@ def checked(reading: object) -> Reading:
         raise ValueError(f"a source must return a Reading, not {reading!r}")
     figures: tuple[object, ...] = (reading.used, reading.limit)
     for figure in figures:
-        if figure is not None and (isinstance(figure, bool) or not isinstance(figure, int) or figure < 0):
+        if figure is None:
+            continue
+        if isinstance(figure, bool) or not isinstance(figure, int):
             raise ValueError(f"a reading must be bytes or None, not {figure!r}")
+        if not 0 <= figure < _MOST:
+            raise ValueError(f"a reading must be what memory can have of bytes, not {shown(figure)}")
+    if reading.level is not None:
+        Level(reading.level)
     return reading
 
 
