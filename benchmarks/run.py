@@ -34,6 +34,7 @@ TABLES = {
     "c_core": "c_core",
     "import": "import_cost",
     "accounting": "accounting",
+    "leaks": "leak_finding",
     "files": "files",
     "break_even": "break_even",
     "slab": "slab",

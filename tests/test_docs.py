@@ -20,6 +20,11 @@ import mempool
 import mempool._core
 import mempool._records
 import mempool.accounting
+import mempool.accounting.detector
+import mempool.accounting.leaks
+import mempool.accounting.measuring
+import mempool.accounting.patterns
+import mempool.accounting.tracker
 import mempool.aio
 import mempool.aio.reader
 import mempool.aio.streams
@@ -46,6 +51,11 @@ MODULES = [
     mempool._core,
     mempool._records,
     mempool.accounting,
+    mempool.accounting.detector,
+    mempool.accounting.leaks,
+    mempool.accounting.measuring,
+    mempool.accounting.patterns,
+    mempool.accounting.tracker,
     mempool.aio,
     mempool.aio.reader,
     mempool.aio.streams,
@@ -187,6 +197,10 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
+FUNCTIONS = {"detect_leaks", "measure", "take_snapshot", "Pattern"}  # and what has the methods of str
+LEAKS = FUNCTIONS | {
+    *("Culprit", "Figures", "GrowthReport", "LeakDetector", "LeakReport", "MemoryDelta", "Snapshot", "Tracker", "TrackerStats"),
+}
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
@@ -200,7 +214,8 @@ REFERENCE = ROOT / "docs" / "reference.md"
         ("SharedPool", public(mempool.shared.SharedPool)),
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
-        ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
+        ("Account", public(mempool.Account) | {"root_account"}),
+        ("Leaks and growth", LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS))),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
