@@ -35,6 +35,7 @@ TABLES = {
     "import": "import_cost",
     "accounting": "accounting",
     "policy": "policy",
+    "leaks": "leak_finding",
     "files": "files",
     "break_even": "break_even",
     "slab": "slab",

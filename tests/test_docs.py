@@ -22,11 +22,19 @@ import mempool._reclaim
 import mempool._records
 import mempool.accounting
 <<<<<<< HEAD
+<<<<<<< HEAD
 import mempool.accounting.guard
 import mempool.accounting.usage
 =======
 import mempool.accounting.gc_bridge
 >>>>>>> core
+=======
+import mempool.accounting.detector
+import mempool.accounting.leaks
+import mempool.accounting.measuring
+import mempool.accounting.patterns
+import mempool.accounting.tracker
+>>>>>>> leaks
 import mempool.aio
 import mempool.aio.reader
 import mempool.aio.streams
@@ -79,11 +87,19 @@ MODULES = [
     mempool._records,
     mempool.accounting,
 <<<<<<< HEAD
+<<<<<<< HEAD
     mempool.accounting.guard,
     mempool.accounting.usage,
 =======
     mempool.accounting.gc_bridge,
 >>>>>>> core
+=======
+    mempool.accounting.detector,
+    mempool.accounting.leaks,
+    mempool.accounting.measuring,
+    mempool.accounting.patterns,
+    mempool.accounting.tracker,
+>>>>>>> leaks
     mempool.aio,
     mempool.aio.reader,
     mempool.aio.streams,
@@ -249,6 +265,7 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
+<<<<<<< HEAD
 BATCHES = {"adaptive_batches", "AsyncBatches", "Batches", "BatchSizer", "waited", "aclose"}.union(
     public(mempool.pressure.BatchSizer)
 )
@@ -287,6 +304,12 @@ PRESSURE = {"default_monitor", "Level"}.union(
         )
     )
 )
+=======
+FUNCTIONS = {"detect_leaks", "measure", "take_snapshot", "Pattern"}  # and what has the methods of str
+LEAKS = FUNCTIONS | {
+    *("Culprit", "Figures", "GrowthReport", "LeakDetector", "LeakReport", "MemoryDelta", "Snapshot", "Tracker", "TrackerStats"),
+}
+>>>>>>> leaks
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
@@ -301,6 +324,7 @@ PRESSURE = {"default_monitor", "Level"}.union(
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
 <<<<<<< HEAD
+<<<<<<< HEAD
         ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
         ("MemoryUsage", public(mempool.accounting.MemoryUsage)),
         ("MemoryGuard", public(mempool.accounting.MemoryGuard)),
@@ -308,6 +332,10 @@ PRESSURE = {"default_monitor", "Level"}.union(
         ("Account", public(mempool.Account)),
         ("mempool.accounting", set(mempool.accounting.__all__) | public(mempool.accounting.Registration)),
 >>>>>>> core
+=======
+        ("Account", public(mempool.Account) | {"root_account"}),
+        ("Leaks and growth", LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS))),
+>>>>>>> leaks
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),

@@ -21,6 +21,7 @@ from mempool.accounting.patterns import robust_slope
 __all__ = ["Plan", "contradicts", "grows", "may_grow", "rate"]
 
 _UPWARD = 0.75  # of the steps that change anything, so many go up
+_KEPT = 0.5  # of what came, so much stays: a queue that is emptied now and then mostly grows, too
 _SLOWED = 0.5  # a last round that grew by less than this part of the first is that of a cache,
 _SLOWING = 0.75  # or by less than this, if each round was slower than the one before
 _BLOCKS = 12
@@ -82,9 +83,11 @@ def grows(plan: Plan, values: Sequence[int], tolerance: float) -> bool:
     rates = plan.rates(values)
     steps = [after - before for before, after in pairwise(values) if after != before]
     upward = sum(step > 0 for step in steps)
+    gained = sum(step for step in steps if step > 0)
     return (
         min(rates) > tolerance
         and upward >= _UPWARD * len(steps)
+        and values[-1] - values[0] >= _KEPT * gained
         and not _slows(rates)
         and _still(values, upward / (len(values) - 1), len(plan.blocks) // 4)
     )
