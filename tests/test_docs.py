@@ -11,137 +11,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from types import ModuleType
 
 import pytest
 
 import mempool
-import mempool._core
-import mempool._reclaim
-import mempool._records
-import mempool.accounting
-<<<<<<< HEAD
-<<<<<<< HEAD
-import mempool.accounting.guard
-import mempool.accounting.usage
-=======
-import mempool.accounting.gc_bridge
->>>>>>> core
-=======
-import mempool.accounting.detector
-import mempool.accounting.leaks
-import mempool.accounting.measuring
-import mempool.accounting.patterns
-import mempool.accounting.tracker
->>>>>>> leaks
-import mempool.aio
-import mempool.aio.reader
-import mempool.aio.streams
-import mempool.aio.writer
-import mempool.errors
-import mempool.io
-import mempool.io.chunks
-import mempool.io.copying
-import mempool.io.reading
-import mempool.io.writing
-import mempool.numpy
-import mempool.pickle
-<<<<<<< HEAD
-import mempool.pressure.alerts
-import mempool.pressure.batches
-import mempool.pressure.health
-import mempool.pressure.profiles
-import mempool.pressure.sizing
-=======
-import mempool.pressure.callbacks
-import mempool.pressure.default
-import mempool.pressure.levels
-import mempool.pressure.monitor
-import mempool.pressure.options
-import mempool.pressure.records
-import mempool.pressure.trend
-import mempool.pressure.watching
->>>>>>> monitor
-import mempool.pressure.sources
-import mempool.pressure.sources.account
-import mempool.pressure.sources.cgroup
-import mempool.pressure.sources.custom
-import mempool.pressure.sources.process
-import mempool.pressure.sources.stall
-import mempool.pressure.sources.system
-import mempool.pressure.sources.systemd
-import mempool.settings
-import mempool.shared.buffer
-import mempool.shared.pool
-import mempool.shared.stats
-import mempool.units
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINKING = [*PAGES, *ROOT.glob("csrc/*.md"), *ROOT.glob("benchmarks/*.md")]
-MODULES = [
-    mempool,
-    mempool._core,
-    mempool._reclaim,
-    mempool._records,
-    mempool.accounting,
-<<<<<<< HEAD
-<<<<<<< HEAD
-    mempool.accounting.guard,
-    mempool.accounting.usage,
-=======
-    mempool.accounting.gc_bridge,
->>>>>>> core
-=======
-    mempool.accounting.detector,
-    mempool.accounting.leaks,
-    mempool.accounting.measuring,
-    mempool.accounting.patterns,
-    mempool.accounting.tracker,
->>>>>>> leaks
-    mempool.aio,
-    mempool.aio.reader,
-    mempool.aio.streams,
-    mempool.aio.writer,
-    mempool.errors,
-    mempool.pickle,
-    mempool.io,
-    mempool.io.chunks,
-    mempool.io.copying,
-    mempool.io.reading,
-    mempool.io.writing,
-    mempool.numpy,
-<<<<<<< HEAD
-    sys.modules["mempool.pressure.sizing"],
-    sys.modules["mempool.pressure.profiles"],
-    sys.modules["mempool.pressure.health"],
-    sys.modules["mempool.pressure.batches"],
-    sys.modules["mempool.pressure.alerts"],
-=======
-    mempool.pressure.callbacks,
-    mempool.pressure.default,
-    mempool.pressure.levels,
-    mempool.pressure.monitor,
-    mempool.pressure.options,
-    mempool.pressure.records,
-    mempool.pressure.trend,
-    mempool.pressure.watching,
->>>>>>> monitor
-    mempool.pressure.sources,
-    mempool.pressure.sources.account,
-    mempool.pressure.sources.cgroup,
-    mempool.pressure.sources.custom,
-    mempool.pressure.sources.process,
-    mempool.pressure.sources.stall,
-    mempool.pressure.sources.system,
-    mempool.pressure.sources.systemd,
-    mempool.settings,
-    mempool.shared.buffer,
-    mempool.shared.pool,
-    mempool.shared.stats,
-    mempool.units,
-]
+MODULES = [mempool, *(import_module(found.name) for found in walk_packages(mempool.__path__, "mempool."))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -265,7 +147,6 @@ def public(value: object) -> set[str]:
 
 
 REFERENCE = ROOT / "docs" / "reference.md"
-<<<<<<< HEAD
 BATCHES = {"adaptive_batches", "AsyncBatches", "Batches", "BatchSizer", "waited", "aclose"}.union(
     public(mempool.pressure.BatchSizer)
 )
@@ -304,12 +185,21 @@ PRESSURE = {"default_monitor", "Level"}.union(
         )
     )
 )
-=======
+RECLAIMING = {"ReclaimerStats", "gc_pressure", "reclaimers", "register_reclaimer"}
 FUNCTIONS = {"detect_leaks", "measure", "take_snapshot", "Pattern"}  # and what has the methods of str
 LEAKS = FUNCTIONS | {
-    *("Culprit", "Figures", "GrowthReport", "LeakDetector", "LeakReport", "MemoryDelta", "Snapshot", "Tracker", "TrackerStats"),
+    *(
+        "Culprit",
+        "Figures",
+        "GrowthReport",
+        "LeakDetector",
+        "LeakReport",
+        "MemoryDelta",
+        "Snapshot",
+        "Tracker",
+        "TrackerStats",
+    ),
 }
->>>>>>> leaks
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not here")
@@ -323,19 +213,14 @@ LEAKS = FUNCTIONS | {
         ("SharedPool", public(mempool.shared.SharedPool)),
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
-<<<<<<< HEAD
-<<<<<<< HEAD
-        ("Account", public(mempool.Account) | set(mempool.accounting.__all__)),
-        ("MemoryUsage", public(mempool.accounting.MemoryUsage)),
-        ("MemoryGuard", public(mempool.accounting.MemoryGuard)),
-=======
-        ("Account", public(mempool.Account)),
-        ("mempool.accounting", set(mempool.accounting.__all__) | public(mempool.accounting.Registration)),
->>>>>>> core
-=======
         ("Account", public(mempool.Account) | {"root_account"}),
-        ("Leaks and growth", LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS))),
->>>>>>> leaks
+        ("MemoryUsage", public(mempool.accounting.MemoryUsage) | {"memory_usage"}),
+        ("MemoryGuard", public(mempool.accounting.MemoryGuard) | {"memory_limit"}),
+        ("mempool.accounting", RECLAIMING | public(mempool.accounting.Registration)),
+        (
+            "Leaks and growth",
+            LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS)),
+        ),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),
@@ -348,12 +233,9 @@ LEAKS = FUNCTIONS | {
         ("Cleanup", CLEANUP),
         ("Errors", set(mempool.errors.__all__) | {"SegmentLost"}),
         ("mempool.pickle", set(mempool.pickle.__all__)),
-<<<<<<< HEAD
         ("Batches", BATCHES),
         ("Health", HEALTH),
-=======
         ("Memory pressure", PRESSURE),
->>>>>>> monitor
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
         ("Settings", set(mempool.settings.__all__) | set(mempool.pressure.Settings.__slots__)),
         ("Units", set(mempool.units.__all__)),

@@ -207,9 +207,9 @@ def register_reclaimer(
     Notes
     -----
     Asked before `AccountLimitExceeded` and `PoolExhausted`, whoever would raise them: `Account.charge`, pools (also before a call
-    begins to wait), slabs, mapped arrays, rings and arenas; and before the `MemoryError` of a pool that the OS refused. Then, at most as often as it is worthwhile and not under
-    ``gc.disable()``, the garbage collector runs. A reclaimer that says it freed memory, but made no room for the limit in question,
-    is left out of some of the next failures.
+    begins to wait), slabs, mapped arrays, rings and arenas; and before the `MemoryError` of a pool that the OS refused. Then, at
+    most as often as it is worthwhile and not under ``gc.disable()``, the garbage collector runs. A reclaimer that says it freed
+    memory, but made no room for the limit in question, is left out of some of the next failures.
 
     Examples
     --------

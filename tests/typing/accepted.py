@@ -34,14 +34,18 @@ from mempool import (
     guard_truncation,
     open_array,
 )
-from mempool.accounting import MemoryGuard, MemoryUsage, memory_limit, root_account
 from mempool.accounting import (
+    MemoryGuard,
+    MemoryUsage,
     ReclaimerStats,
-    Registration,
     gc_pressure,
+    memory_limit,
     reclaimers,
     register_reclaimer,
     root_account,
+)
+from mempool.accounting import (
+    Registration as ReclaimerRegistration,
 )
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
@@ -230,9 +234,11 @@ async def usage() -> None:
         assert_type(guard.what, Literal["rss", "external", "python_heap"])
     assert_type(guarded(1, name="a"), list[int])
     assert_type(await guarded_task(1), str)
+
+
 def reclaiming(account: Account, cache: list[bytes]) -> None:
     registration = register_reclaimer(lambda needed: len(cache.pop()), account=account, priority=5, weak=False)
-    assert_type(registration, Registration)
+    assert_type(registration, ReclaimerRegistration)
     assert_type(registration.active, bool)
     registration.cancel()
     register_reclaimer(lambda needed: None)
@@ -450,28 +456,6 @@ def cleanups(pool: BufferPool, slab: SlabAllocator, event: PressureEvent, cache:
         schedule.interval = 5
         assert_type(schedule.last, CleanupReport | None)
     assert_type(process_schedule(), CleanupSchedule | None)
-
-
-def pressure_sources(account: Account, path: Path) -> None:
-    for source in default_sources(path, environ={"MEMORY_PRESSURE_WATCH": "/dev/null"}):
-        assert_type(source, Source)
-        assert_type(source.read(), Reading)
-        assert_type(source.scope, Literal["own", "shared"])
-    sources: list[Source] = [
-        SystemdPressure(level=Level.ELEVATED, hold="2s"),
-        CgroupMemory(root=path),
-        PressureStall(path, kind="full", averages=(5, 10, 20)),
-        Rlimits("data"),
-        SystemMemory(),
-        ProcessMemory("2 GiB"),
-        AccountUsage(account),
-        CallableSource(lambda: (1, None), "one", scope="shared"),
-    ]
-    events: list[EventSource] = [SystemdPressure(), CgroupMemory(), PressureStall()]
-    assert_type(events[0].handle(events[0].poll_events), bool)
-    reading = sources[0].read()
-    assert_type(reading.used, int | None)
-    assert_type(reading.level, Level | None)
 
 
 async def monitors(pool: BufferPool, event: PressureEvent) -> None:

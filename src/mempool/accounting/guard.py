@@ -299,7 +299,9 @@ class MemoryGuard:
         return MemoryLimitExceeded(text, self._what, grown, self._size)
 
 
-def memory_limit(size: int | str | SupportsIndex, *, what: _What = "rss", account: Account | None = None) -> MemoryGuard:
+def memory_limit(
+    size: int | str | SupportsIndex, *, what: _What = "rss", account: Account | None = None
+) -> MemoryGuard:
     """Return a guard around a piece of work that may grow memory by so much.
 
     Parameters

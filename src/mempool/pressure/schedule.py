@@ -1,7 +1,8 @@
 """Cleanups at an interval, in the background.
 
 The one of the process follows the settings: it runs as long as ``gc_interval_seconds`` says so. A schedule has one daemon thread
-while it runs, which sleeps until the next time comes. A child of fork goes on with the schedules of its parent, in threads of its own.
+while it runs, which sleeps until the next time comes. A child of fork goes on with the schedules of its parent, in threads of its
+own.
 """
 
 import logging
