@@ -122,8 +122,8 @@ def test_a_name_at_the_start_and_inside_another(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_proc_the_compiled_layer_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mempool._core, "_process_memory", lambda: (5 * MIB, 4 * MIB), raising=False)
-    monkeypatch.setattr(mempool._core, "_machine_memory", lambda: (GIB, MIB), raising=False)
+    monkeypatch.setattr(mempool._core, "_process_memory", lambda: (5 * MIB, 4 * MIB))
+    monkeypatch.setattr(mempool._core, "_machine_memory", lambda: (GIB, MIB))
 
     def missing(path: str) -> bytes:
         raise FileNotFoundError(2, "No such file or directory", path)
