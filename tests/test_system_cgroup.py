@@ -301,6 +301,17 @@ def test_what_is_there_but_cannot_be_read_is_an_error(tmp_path: Path, name: str)
         group.tightest()
 
 
+@pytest.mark.parametrize("name", ["memory.max", "memory.stat", "memory.high"])
+def test_what_was_there_and_is_no_more_is_an_error(tmp_path: Path, name: str) -> None:
+    """And not a group without limits."""
+    group = v2(tree.group_v2(tmp_path, limit=GIB))
+    (tmp_path / "sys/fs/cgroup" / name).unlink()
+    calls = {"memory.max": group.limit, "memory.stat": group.usage, "memory.high": group.high}
+    with pytest.raises(FileNotFoundError, match=name):
+        calls[name]()
+    assert v2(tmp_path) != group
+
+
 @needs_modes
 def test_what_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     group = v2(tree.group_v2(tmp_path, limit=GIB))

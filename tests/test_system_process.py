@@ -109,14 +109,21 @@ def test_a_word_that_is_no_number(tmp_path: Path, column: int, word: str) -> Non
         (process.address_space, process.rss)[column](tmp_path)
 
 
+@pytest.mark.parametrize("line", ["5 MB", "5", "5 kB more", "kB", ""])
+def test_a_line_that_is_not_in_kilobytes(tmp_path: Path, line: str) -> None:
+    tree.plant(tmp_path, {"proc/self/status": f"Name:\tx\nVmHWM:\t{line}\nThreads:\t1\n"})
+    with pytest.raises(ValueError, match=r"status: expected kB, found b'VmHWM"):
+        process.peak_rss(tmp_path)
+
+
 def test_a_name_at_the_start_and_inside_another(tmp_path: Path) -> None:
     tree.plant(tmp_path, {"proc/self/status": "VmHWM: 1 kB\nXVmData: 5 kB\nVmDatax: 6 kB\nVmData:\t 7 kB"})
     assert (process.peak_rss(tmp_path), process.data(tmp_path)) == (KIB, 7 * KIB)
 
 
 def test_where_there_is_no_proc_the_compiled_layer_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mempool._core, "_process_memory", lambda: (5 * MIB, 4 * MIB), raising=False)
-    monkeypatch.setattr(mempool._core, "_machine_memory", lambda: (GIB, MIB), raising=False)
+    monkeypatch.setattr(mempool._core, "_process_memory", lambda: (5 * MIB, 4 * MIB))
+    monkeypatch.setattr(mempool._core, "_machine_memory", lambda: (GIB, MIB))
 
     def missing(path: str) -> bytes:
         raise FileNotFoundError(2, "No such file or directory", path)
@@ -170,7 +177,7 @@ def test_where_there_are_no_such_limits(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_unlimited_is_written_in_many_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
-    for soft in (resource.RLIM_INFINITY, -1, (1 << 63) - 1, (1 << 64) - 1):
+    for soft in (resource.RLIM_INFINITY, -1, -2, (1 << 63) - 1, (1 << 64) - 1):
         monkeypatch.setattr(resource, "getrlimit", lambda which, soft=soft: (soft, soft))
         assert rlimits.address_space() is None
     monkeypatch.delattr(resource, "RLIMIT_DATA")

@@ -226,9 +226,7 @@ def find(root: _Root = "/") -> Cgroup | None:
     stall = f"{unified[0]}/memory.pressure" if unified else None
     if directories := _directory(root, memberships.get(1), mounts[1]):
         return _group(1, directories, stall)
-    if unified and memberships.get(1) is None:
-        return _group(2, unified, stall)
-    return None
+    return _group(2, unified, stall) if unified else None
 
 
 def _group(version: Literal[1, 2], directories: list[str], stall: str | None) -> Cgroup | None:

@@ -35,13 +35,12 @@ def memory(root: str | os.PathLike[str] = "/") -> MachineMemory:
     True
     """
     path = joined(root, "/proc/meminfo")
-    ask = getattr(_core, "_machine_memory", None)
     try:
         content = read(path)
     except FileNotFoundError:
-        if os.fspath(root) != "/" or ask is None:
+        if os.fspath(root) != "/":
             raise
-        total, available = ask()
+        total, available = _core._machine_memory()
     else:
         total, available = (kilobytes(content, name, path) for name in (b"MemTotal", b"MemAvailable"))
     if not total:

@@ -12,7 +12,6 @@ figure is inherited through fork and exec.
 
 import os
 from dataclasses import dataclass
-from typing import cast
 
 from mempool import _core
 from mempool._system.files import joined, kilobytes, number, read
@@ -126,7 +125,6 @@ def _status(root: _Root, name: bytes) -> int:
 
 def _native(root: _Root) -> tuple[int, int]:
     """Return what the system says without ``/proc``. For use in a handler: a tree without the file raises what it raised."""
-    ask = getattr(_core, "_process_memory", None)
-    if os.fspath(root) != "/" or ask is None:
+    if os.fspath(root) != "/":
         raise
-    return cast("tuple[int, int]", ask())
+    return _core._process_memory()
