@@ -427,7 +427,7 @@ def test_a_hot_loop_does_not_collect_each_time() -> None:
     for _ in range(10_000):
         assert collector.collect(lambda: held) == 0
         now += 0.001
-    assert collections < 12
+    assert collections < 20
     now += 100
     values = iter([1000, 400])
     assert collector.collect(lambda: next(values)) == 600

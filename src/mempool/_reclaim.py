@@ -29,7 +29,7 @@ _MOST_SAT_OUT = 6  # powers of two: 63 failures are sat out, and not more
 _PATIENCE = 2  # calls in vain before any is; one may be another thread's doing, who took what was freed
 _PATIENCE_BELOW = 8  # for a reclaimer of the very account or below it
 _LEAST_PAUSE = 0.05  # seconds
-_MOST_PAUSE = 30.0  # seconds
+_MOST_PAUSE = 1.0  # seconds, or more by the next: longer, and garbage that a program makes meanwhile would be an error
 _SHARE = 20  # fruitless collections take at most a twentieth of the time
 
 
@@ -310,7 +310,7 @@ class Collector:
         self._collect()
         freed = max(0, before - held())
         took = max(0.0, self._clock() - start)
-        self._pause = 0.0 if freed >= needed else min(max(2 * self._pause, _SHARE * took, _LEAST_PAUSE), _MOST_PAUSE)
+        self._pause = 0.0 if freed >= needed else max(min(2 * self._pause, _MOST_PAUSE), _SHARE * took, _LEAST_PAUSE)
         self._next = start + took + self._pause
         return freed
 
