@@ -17,6 +17,16 @@ class Clock:
         return self.now
 
 
+class TickingSizer(BatchSizer):
+    """A second goes by with each batch, so that the monitor is asked again before the next."""
+
+    clock = Clock()
+
+    def record(self, items: int, nbytes: int | None = None) -> None:
+        super().record(items, nbytes)
+        self.clock.now += 1.0
+
+
 class FakeMonitor:
     """Levels come from a script, one for each look before a batch; a wait ends when the script says so, or takes its whole time."""
 
@@ -32,7 +42,6 @@ class FakeMonitor:
 
     def poll(self) -> Level:
         self.polls += 1
-        self.clock.now += 1.0  # so that each look is one
         self.level = next(self._levels, self.level)
         return self.level
 
@@ -62,7 +71,9 @@ def run(
 ) -> Batches[Any]:
     monitor = FakeMonitor() if monitor is None else monitor
     clock = getattr(monitor, "clock", Clock())
-    made = start(iterable, BatchSizer(size, **options), monitor, weigher, max_wait, cleanup, clock)
+    sizer = TickingSizer(size, **options)
+    sizer.clock = clock
+    made = start(iterable, sizer, monitor, weigher, max_wait, cleanup, clock)
     assert isinstance(made, Batches)
     return made
 
@@ -79,7 +90,9 @@ def run_async(
 ) -> AsyncBatches[Any]:
     monitor = FakeMonitor() if monitor is None else monitor
     clock = getattr(monitor, "clock", Clock())
-    made = start(iterable, BatchSizer(size, **options), monitor, weigher, max_wait, cleanup, clock)
+    sizer = TickingSizer(size, **options)
+    sizer.clock = clock
+    made = start(iterable, sizer, monitor, weigher, max_wait, cleanup, clock)
     assert isinstance(made, AsyncBatches)
     return made
 

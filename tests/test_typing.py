@@ -21,6 +21,7 @@ mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
 mempool\.(_core|io)\.BytesStream\.name
 mempool\.accounting\.guard\._What
+mempool\.pressure\.(alerts\._Severity|health\._Status)
 mempool\.(_core|io)\.BytesStream
 """
 

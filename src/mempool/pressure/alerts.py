@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mempool.pressure.levels import Level, PressureEvent
 from mempool.units import parse_duration
@@ -12,11 +12,11 @@ from mempool.units import parse_duration
 if TYPE_CHECKING:
     from mempool.pressure.health import Health
 
-__all__ = ["Alerts", "Severity", "alerts"]
+__all__ = ["Alerts", "alerts"]
 
-Severity: TypeAlias = Literal["medium", "high", "critical"]
+_Severity = Literal["medium", "high", "critical"]
 
-SEVERITIES: dict[Level, Severity] = {Level.ELEVATED: "medium", Level.HIGH: "high", Level.CRITICAL: "critical"}
+SEVERITIES: dict[Level, _Severity] = {Level.ELEVATED: "medium", Level.HIGH: "high", Level.CRITICAL: "critical"}
 LOGGING: dict[str, int] = {"medium": logging.WARNING, "high": logging.ERROR, "critical": logging.CRITICAL}
 
 

@@ -165,7 +165,7 @@ class _Run(Generic[T]):
 
     def _risen(self) -> bool:
         """Say whether pressure came up while this batch was pulled."""
-        level = self._monitor.level
+        level = self._look()
         return level > self._level and level >= Level.HIGH
 
     def _overweight(self, weigher: Callable[[T], int]) -> bool:

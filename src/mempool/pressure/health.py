@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 from mempool import _core, _reclaim
 from mempool._records import PoolStats
 from mempool.accounting.tracker import Tracker
 from mempool.accounting.usage import MemoryUsage, memory_usage
-from mempool.pressure.alerts import SEVERITIES, Severity
+from mempool.pressure.alerts import SEVERITIES, _Severity
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.default import default_monitor
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
@@ -27,12 +27,12 @@ from mempool.pressure.records import MonitorStats
 
 __all__ = ["Health", "HealthCheck", "Issue", "health"]
 
-Status: TypeAlias = Literal["healthy", "strained", "degraded", "critical"]
+_Status = Literal["healthy", "strained", "degraded", "critical"]
 
 WINDOW = 300.0  # seconds
 MIB = 1 << 20
 PENALTIES: dict[str, int] = {"medium": 15, "high": 35, "critical": 60}
-STATUSES: dict[str, Status] = {"medium": "strained", "high": "degraded", "critical": "critical"}
+STATUSES: dict[str, _Status] = {"medium": "strained", "high": "degraded", "critical": "critical"}
 SLOW = 0.5  # seconds for one call that makes room
 LEAST_CHANGE = 8 * MIB  # of what is resident; or a twentieth of it
 LEAST_WASTE = 16 * MIB  # less than this is not worth a word
@@ -57,7 +57,7 @@ class Issue:
     """
 
     kind: str
-    severity: Severity
+    severity: _Severity
     figure: float | None
     limit: float | None
     message: str
@@ -82,7 +82,7 @@ class Health:
     """
 
     score: int
-    status: Status
+    status: _Status
     usage: MemoryUsage
     issues: tuple[Issue, ...]
 
