@@ -61,8 +61,8 @@ def by_name(report: CleanupReport) -> dict[str, Any]:
     ("mode", "steps"),
     [
         ("light", ["garbage", "pools"]),
-        ("standard", ["garbage", "pools", "slabs", "reclaimers", "entries", "malloc"]),
-        ("aggressive", ["garbage", "pools", "slabs", "reclaimers", "entries", "malloc", "pages"]),
+        ("standard", ["garbage", "pools", "slabs", "shared", "reclaimers", "entries", "malloc"]),
+        ("aggressive", ["garbage", "pools", "slabs", "shared", "reclaimers", "entries", "malloc", "pages"]),
     ],
 )
 def test_steps_of_a_mode(mode: Any, steps: list[str]) -> None:
