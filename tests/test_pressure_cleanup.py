@@ -61,8 +61,8 @@ def by_name(report: CleanupReport) -> dict[str, Any]:
     ("mode", "steps"),
     [
         ("light", ["garbage", "pools"]),
-        ("standard", ["garbage", "pools", "slabs", "reclaimers", "entries", "malloc"]),
-        ("aggressive", ["garbage", "pools", "slabs", "reclaimers", "entries", "malloc", "pages"]),
+        ("standard", ["garbage", "pools", "slabs", "shared", "reclaimers", "entries", "malloc"]),
+        ("aggressive", ["garbage", "pools", "slabs", "shared", "reclaimers", "entries", "malloc", "pages"]),
     ],
 )
 def test_steps_of_a_mode(mode: Any, steps: list[str]) -> None:
@@ -483,6 +483,24 @@ def test_the_interval_can_be_changed_while_it_runs() -> None:
         schedule.interval = 0.001
         until(lambda: schedule.runs)
         assert schedule.interval == 0.001
+
+
+def test_threads_that_start_stop_and_change_it_leave_none_behind() -> None:
+    before = set(threading.enumerate())
+    schedule = CleanupSchedule("1h", "light")
+
+    def work() -> None:
+        for number in range(20):
+            schedule.start()
+            schedule.interval = 3600 + number
+            mempool.configure(gc_interval_seconds=None if number % 3 else 3600)
+            schedule.stop()
+
+    together([work] * 6)
+    mempool.configure(gc_interval_seconds=None)
+    schedule.stop()
+    until(lambda: set(threading.enumerate()) <= before, "the end of the threads")
+    assert process_schedule() is None
 
 
 @pytest.mark.parametrize("interval", [0, -1, "never", float("nan"), float("inf"), "0s"])

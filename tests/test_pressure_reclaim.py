@@ -103,7 +103,7 @@ def test_memory_in_use_stays() -> None:
     with pool.acquire(MIB) as lease:
         lease[:] = b"x" * MIB
         view = np.frombuffer(lease, "u1")
-        assert Shrinker([pool])(event(Level.CRITICAL)) == 0
+        assert Shrinker([pool], resident=Process())(event(Level.CRITICAL)) == 0
         assert (view == ord("x")).all()
 
 
@@ -296,7 +296,7 @@ def test_what_comes_later_is_found() -> None:
 
 def test_named_items_are_kept_alive() -> None:
     pool = idle_pool(MIB)
-    shrinker = Shrinker([pool])
+    shrinker = Shrinker([pool], resident=Process())
     del pool
     assert shrinker(event(Level.ELEVATED)) == MIB
 

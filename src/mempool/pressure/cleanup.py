@@ -11,7 +11,6 @@ where the program has time for it, or queued, and then has a thread for as long 
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -183,7 +182,7 @@ def _steps_of(mode: Mode) -> list[tuple[str, _Step]]:
         ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
         ("pools", _trim_pools),
         ("slabs", _trim_slabs),
-        *([("shared", _trim_shared)] if "mempool.shared" in sys.modules else []),
+        ("shared", _trim_shared),
         ("reclaimers", partial(_relieve, share)),
         *caches,
         ("malloc", _trim_malloc),

@@ -49,7 +49,7 @@ class CleanupSchedule:
         self.mode: Mode = checked_mode(mode)
         self.runs = 0
         self.last: CleanupReport | None = None
-        self._stopped: threading.Event | None = None
+        self._wake: dict[str, threading.Event] = {}  # one at most: single steps of a dict need no lock
 
     @property
     def interval(self) -> float:
@@ -59,28 +59,28 @@ class CleanupSchedule:
     @interval.setter
     def interval(self, value: float | str) -> None:
         self._interval = _checked_interval(value)
-        if self.running:
-            self.stop()
-            self.start()
+        wake = self._wake.get("now")
+        if wake is not None:
+            wake.set()
 
     @property
     def running(self) -> bool:
         """Whether it was started and not stopped."""
-        return self._stopped is not None
+        return bool(self._wake)
 
     def start(self) -> None:
         """Start; the first cleanup comes after one interval. Does nothing if it runs."""
-        if self._stopped is None:
-            self._stopped = threading.Event()
+        made = threading.Event()
+        if self._wake.setdefault("now", made) is made:
             _started[id(self)] = self
-            self._begin()
+            self._begin(made)
 
     def stop(self) -> None:
         """Stop; a cleanup that is at it goes on to its end. Does nothing if it does not run."""
-        stopped, self._stopped = self._stopped, None
-        _started.pop(id(self), None)
-        if stopped is not None:
-            stopped.set()
+        wake = self._wake.pop("now", None)
+        if wake is not None:
+            _started.pop(id(self), None)
+            wake.set()
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,18 +91,18 @@ class CleanupSchedule:
     ) -> None:
         self.stop()
 
-    def _begin(self) -> None:
-        stopped = self._stopped
-        if stopped is None:
-            return
-        threading.Thread(target=self._run, args=(stopped, self._interval), name="mempool schedule", daemon=True).start()
+    def _begin(self, wake: threading.Event) -> None:
+        threading.Thread(target=self._run, args=(wake,), name="mempool schedule", daemon=True).start()
 
-    def _run(self, stopped: threading.Event, interval: float) -> None:
-        while not stopped.wait(interval):
+    def _run(self, wake: threading.Event) -> None:
+        while self._wake.get("now") is wake:
+            if wake.wait(self._interval):  # stopped, or another interval
+                wake.clear()
+                continue
             try:
                 self.last = cleanup(self.mode, background=False)
             except Exception:
-                _log.exception("a cleanup failed; the next comes in %s s", interval)
+                _log.exception("a cleanup failed; the next comes in %s s", self._interval)
             self.runs += 1
 
 
@@ -118,10 +118,12 @@ _started: dict[int, CleanupSchedule] = {}  # keeps them alive; single steps of a
 
 def _begin_again() -> None:
     """Go on in a child of fork, which has none of its parent's threads."""
-    for schedule in list(_started.values()):
-        schedule._stopped = threading.Event()
+    global _following
+    _following = threading.RLock()
+    for schedule in [schedule for schedule in _started.values() if schedule.running]:
+        wake = schedule._wake["now"] = threading.Event()
         try:
-            schedule._begin()
+            schedule._begin(wake)
         except (RuntimeError, MemoryError):
             _log.exception("a child of fork could not start its schedule")
             schedule.stop()
@@ -134,11 +136,12 @@ if hasattr(os, "register_at_fork"):
 # ---- the one of the process
 
 _of_process: list[CleanupSchedule] = []
+_following = threading.RLock()
 
 
 def process_schedule() -> CleanupSchedule | None:
     """Return the schedule that the settings ask for by ``gc_interval_seconds``; None if they ask for none."""
-    return _of_process[0] if _of_process else None
+    return next(iter(_of_process), None)
 
 
 def follow_settings() -> None:
@@ -149,12 +152,13 @@ def follow_settings() -> None:
     TypeError, ValueError
         For a value in the environment that makes no sense.
     """
-    interval = settings.lookup("gc_interval_seconds")
-    if not isinstance(interval, int | float):
-        while _of_process:
-            _of_process.pop().stop()
-    elif _of_process:
-        _of_process[0].interval = interval
-    else:
-        _of_process.append(CleanupSchedule(interval))
-        _of_process[0].start()
+    with _following:
+        interval = settings.lookup("gc_interval_seconds")
+        if not isinstance(interval, int | float):
+            while _of_process:
+                _of_process.pop().stop()
+        elif _of_process:
+            _of_process[0].interval = interval
+        else:
+            _of_process.append(CleanupSchedule(interval))
+            _of_process[0].start()
