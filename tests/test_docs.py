@@ -40,8 +40,6 @@ import mempool.pressure.levels
 import mempool.pressure.monitor
 import mempool.pressure.options
 import mempool.pressure.records
-import mempool.pressure.trend
-import mempool.pressure.watching
 import mempool.pressure.sources
 import mempool.pressure.sources.account
 import mempool.pressure.sources.cgroup
@@ -50,6 +48,8 @@ import mempool.pressure.sources.process
 import mempool.pressure.sources.stall
 import mempool.pressure.sources.system
 import mempool.pressure.sources.systemd
+import mempool.pressure.trend
+import mempool.pressure.watching
 import mempool.settings
 import mempool.shared.buffer
 import mempool.shared.pool
