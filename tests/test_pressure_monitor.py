@@ -405,6 +405,15 @@ def test_what_came_and_went_while_suppressed_is_never_told(bench: Bench) -> None
     assert bench.events == []
 
 
+def test_what_was_left_and_entered_again_while_suppressed_is_a_new_rise(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    with bench.monitor.suppressed():
+        bench.at(0, 2.0)
+    bench.at(1000, 2.0)
+    assert bench.levels() == [(NORMAL, HIGH), (NORMAL, HIGH)]
+
+
 def test_suppression_ends_with_its_block_whatever_is_raised(bench: Bench) -> None:
     bench.monitor.on(HIGH, bench.note)
     with pytest.raises(KeyError), bench.monitor.suppressed():

@@ -1,4 +1,4 @@
-"""Monitors that run: threads and loops, events, how often they look, fork, exit."""
+"""Monitors that run: threads and loops, events, how often they look, fork."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mempool.pressure import Level, PressureEvent, PressureMonitor, Thresholds, default_monitor
+from mempool.pressure import Level, PressureEvent, PressureMonitor, Thresholds
 from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, HIGH, NORMAL, Memory, logged
 from support import start, together, until
@@ -538,79 +538,3 @@ def test_fork_while_other_threads_poll_wait_and_register() -> None:
         done.set()
         for thread in threads:
             thread.result()
-
-
-# ---- exit ----
-
-
-@pytest.mark.parametrize("how", ["", "raise SystemExit(0)", "import os; os._exit(0)"])
-def test_exit_with_a_monitor_that_runs(run_python: Any, how: str) -> None:
-    done = run_python(
-        f"""
-        from mempool.pressure import default_monitor, Level
-        monitor = default_monitor()
-        monitor.interval = 0.001
-        monitor.on(Level.ELEVATED, print)
-        monitor.start()
-        monitor.poll()
-        {how}
-        """,
-        options=("-X", "dev"),
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_exit_while_a_callback_blocks(run_python: Any) -> None:
-    done = run_python(
-        """
-        import threading
-        from mempool.pressure import PressureMonitor, Level
-        inside = threading.Event()
-        monitor = PressureMonitor(sources=[lambda: (100, 100)], interval=0.001)
-        monitor.on(Level.HIGH, lambda _: (inside.set(), threading.Event().wait()))
-        monitor.start()
-        inside.wait()
-        """
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_exit_within_a_loop(run_python: Any) -> None:
-    done = run_python(
-        """
-        import asyncio
-        from mempool.pressure import PressureMonitor
-        async def main():
-            async with PressureMonitor(interval=0.001):
-                await asyncio.sleep(0.01)
-                raise SystemExit(3)
-        asyncio.run(main())
-        """,
-        check=False,
-        options=("-X", "dev"),
-    )
-    assert (done.returncode, done.stderr) == (3, "")
-
-
-# ---- the default ----
-
-
-def test_there_is_one_default_monitor() -> None:
-    found = together([default_monitor] * 8)
-    assert len(set(map(id, found))) == 1
-    assert not found[0].running
-    assert len(found[0].stats().callbacks) == 1
-
-
-def test_the_default_monitor_makes_room_in_all_pools(run_python: Any) -> None:
-    done = run_python(
-        """
-        import mempool
-        from mempool.pressure import Level, default_monitor
-        pool = mempool.BufferPool(idle_timeout=None)
-        pool.acquire("8 MiB").release()
-        with default_monitor().simulate(Level.ELEVATED):
-            print(pool.stats().idle, default_monitor().stats().freed >= 8 << 20)
-        """
-    )
-    assert done.stdout.split() == ["0", "True"]

@@ -17,6 +17,12 @@ def bench() -> Bench:
     return Bench(interval=0.005)
 
 
+@pytest.fixture(autouse=True)
+def _no_second_look(monkeypatch: Any) -> None:
+    """Who is not woken would look again after some seconds, and hide that."""
+    monkeypatch.setattr("mempool.pressure.monitor._LONGEST_NAP", 3600.0)
+
+
 def live(memory: Memory, **options: Any) -> PressureMonitor:
     return PressureMonitor(BYTES, sources=[memory], **({"min_dwell": 0, "interval": 0.005} | options))
 
