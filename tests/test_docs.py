@@ -199,7 +199,17 @@ def public(value: object) -> set[str]:
 REFERENCE = ROOT / "docs" / "reference.md"
 FUNCTIONS = {"detect_leaks", "measure", "take_snapshot", "Pattern"}  # and what has the methods of str
 LEAKS = FUNCTIONS | {
-    *("Culprit", "Figures", "GrowthReport", "LeakDetector", "LeakReport", "MemoryDelta", "Snapshot", "Tracker", "TrackerStats"),
+    *(
+        "Culprit",
+        "Figures",
+        "GrowthReport",
+        "LeakDetector",
+        "LeakReport",
+        "MemoryDelta",
+        "Snapshot",
+        "Tracker",
+        "TrackerStats",
+    ),
 }
 
 
@@ -215,7 +225,10 @@ LEAKS = FUNCTIONS | {
         ("SharedBuffer", public(mempool.shared.SharedBuffer)),
         ("SharedStats", public(mempool.shared.SharedStats)),
         ("Account", public(mempool.Account) | {"root_account"}),
-        ("Leaks and growth", LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS))),
+        (
+            "Leaks and growth",
+            LEAKS | set().union(*(public(getattr(mempool.accounting, name)) for name in LEAKS - FUNCTIONS)),
+        ),
         ("SlabAllocator", public(mempool.SlabAllocator)),
         ("SlabStats", public(mempool.SlabStats)),
         ("MappedArray", public(mempool.MappedArray)),

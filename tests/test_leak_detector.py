@@ -121,7 +121,12 @@ def test_no_baseline() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [({"threshold": 0}, ValueError), ({"threshold": 1.5}, TypeError), ({"on_leak": 5}, TypeError), ({"capacity": 0}, ValueError)],
+    [
+        ({"threshold": 0}, ValueError),
+        ({"threshold": 1.5}, TypeError),
+        ({"on_leak": 5}, TypeError),
+        ({"capacity": 0}, ValueError),
+    ],
 )
 def test_nonsense_is_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -82,7 +82,9 @@ def test_the_newest_of_a_label_counts() -> None:
     assert tracker.delta("b", "a").rss == 2
 
 
-@pytest.mark.parametrize(("wanted", "error"), [("?", KeyError), (9, IndexError), (-4, IndexError), (1.5, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("wanted", "error"), [("?", KeyError), (9, IndexError), (-4, IndexError), (1.5, TypeError), (True, TypeError)]
+)
 def test_what_is_not_there_is_named(wanted: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=str(wanted).replace("?", r"\?")):
         filled([1, 2, 3]).delta(wanted)
@@ -108,7 +110,9 @@ def test_patterns_of_what_is_kept() -> None:
         Tracker().pattern("heap")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("capacity", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("capacity", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
+)
 def test_capacities_that_make_no_sense(capacity: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=str(capacity)):
         Tracker(capacity)

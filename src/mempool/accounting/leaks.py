@@ -311,7 +311,7 @@ class _Run:
         heap = sum(line.bytes_per_call for line in lines if line.kind == "heap")
         lent = sum(line.bytes_per_call for line in lines if line.kind == "lent")
         charged = sum(account.bytes_per_call for account in accounts)
-        culprits = sorted([*lines, *accounts, *native], key=lambda culprit: -culprit.bytes_per_call)
+        culprits = sorted([*lines, *accounts, *native], key=lambda culprit: -round(culprit.bytes_per_call))
         nbytes = heap + max(lent, charged) + sum(stranger.bytes_per_call for stranger in native)
         return LeakReport(bool(culprits), nbytes, tuple(culprits), warmup + self.calls, tuple(self._notes()))
 
