@@ -17,7 +17,7 @@ import pytest
 import mempool
 from mempool._system import heap
 from mempool.accounting import Account, LeakReport, detect_leaks
-from support import KIB, MIB, Strange, start
+from support import KIB, Strange, start
 
 RUNS = 20
 HERE = __file__

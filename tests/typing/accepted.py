@@ -34,11 +34,27 @@ from mempool import (
     guard_truncation,
     open_array,
 )
-from mempool.accounting import root_account
+from mempool.accounting import LeakDetector, LeakReport, MemoryDelta, Pattern, Tracker, detect_leaks, measure, root_account
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
+
+
+def growth(tracker: Tracker, detector: LeakDetector) -> None:
+    assert_type(detect_leaks(lambda: None, warmup=1, iterations=20, tolerance="1KiB"), LeakReport)
+    with measure("block") as block:
+        assert_type(block.delta, MemoryDelta | None)
+
+    @measure(report=lambda delta: delta.lent)
+    def load(path: str) -> bytes:
+        return path.encode()
+
+    assert_type(load("x"), bytes)
+    assert_type(tracker.delta("before", -1), MemoryDelta)
+    assert_type(tracker.pattern("lent", noise="4MiB"), Pattern)
+    with detector.start("5m"):
+        assert_type(detector.check().leaking, bool)
 
 
 def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:
