@@ -34,7 +34,16 @@ from mempool import (
     guard_truncation,
     open_array,
 )
-from mempool.accounting import LeakDetector, LeakReport, MemoryDelta, Pattern, Tracker, detect_leaks, measure, root_account
+from mempool.accounting import (
+    LeakDetector,
+    LeakReport,
+    MemoryDelta,
+    Pattern,
+    Tracker,
+    detect_leaks,
+    measure,
+    root_account,
+)
 from mempool.aio import PooledReader, PooledWriter, open_connection, open_unix_connection, start_server
 from mempool.io import BytesStream, ChunkIterator, copy, iter_chunks, read, write
 from mempool.numpy import install, installed, uninstall, use_pool
