@@ -35,7 +35,7 @@ class Noise:
 
     def __init__(self, seed: int, pool: mempool.BufferPool) -> None:
         self.random, self.pool = random.Random(seed), pool
-        self.slots: list[Any] = [None] * 20
+        self.slots: list[Any] = [None] * 6
         self.cache: dict[int, bytearray] = {}
         self.table: dict[int, int] = {}
         self.leases: list[mempool.Buffer] = []
@@ -44,15 +44,15 @@ class Noise:
         draw = self.random.randrange
         [bytearray(draw(4000)) for _ in range(draw(8))]
         Node(draw(20_000))
-        self.slots[draw(20)] = [bytearray(draw(400)) for _ in range(draw(10))]
+        self.slots[draw(6)] = [bytearray(draw(400)) for _ in range(draw(5))]
         if len(self.cache) < 40:
             self.cache[len(self.cache)] = bytearray(2000)
         self.table[len(self.table)] = draw(1 << 40)
-        if len(self.table) > draw(300):
+        if len(self.table) > draw(100):
             self.table.clear()
         self.pool.acquire(draw(100_000)).release()
         self.leases.append(self.pool.acquire(draw(3000)))
-        if len(self.leases) > draw(40):
+        if len(self.leases) > draw(16):
             self.leases.clear()
 
 

@@ -35,10 +35,17 @@ from mempool import (
     open_array,
 )
 from mempool.accounting import (
+    LeakDetector,
+    LeakReport,
+    MemoryDelta,
     MemoryGuard,
     MemoryUsage,
+    Pattern,
     ReclaimerStats,
+    Tracker,
+    detect_leaks,
     gc_pressure,
+    measure,
     memory_limit,
     reclaimers,
     register_reclaimer,
@@ -87,6 +94,22 @@ from mempool.pressure.sources import (
     default_sources,
 )
 from mempool.shared import SharedBuffer, SharedPool, SharedStats
+
+
+def growth(tracker: Tracker, detector: LeakDetector) -> None:
+    assert_type(detect_leaks(lambda: None, warmup=1, iterations=20, tolerance="1KiB"), LeakReport)
+    with measure("block") as block:
+        assert_type(block.delta, MemoryDelta | None)
+
+    @measure(report=lambda delta: delta.lent)
+    def load(path: str) -> bytes:
+        return path.encode()
+
+    assert_type(load("x"), bytes)
+    assert_type(tracker.delta("before", -1), MemoryDelta)
+    assert_type(tracker.pattern("lent", noise="4MiB"), Pattern)
+    with detector.start("5m"):
+        assert_type(detector.check().leaking, bool)
 
 
 def pools(pool: BufferPool, account: Account, nbytes: np.int64) -> None:

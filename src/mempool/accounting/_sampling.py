@@ -9,7 +9,7 @@ import os
 import tracemalloc
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["SMALL", "Lent", "Place", "Sizes", "Totals", "Traces", "call_many", "
 
 SMALL = 512  # Python's own allocator serves up to this
 _FRAMES = 12
-_PASSES = 3  # collections at a reading: finalizers may leave garbage again
+_PASSES = 2  # collections at a reading: finalizers may leave garbage again
 
 Place = tuple[bool, str, int]  # external (else heap), file, line
 _RawStack = tuple[tuple[str, int], ...]
@@ -185,8 +185,13 @@ class Traces:
             raise RuntimeError("tracemalloc was stopped while detect_leaks ran; the function must leave it alone")
         for row in (self.small, self.large, self.external):
             row.append(0)
-        for (domain, size, stack, *_), count in _counted():
-            place = _blamed(domain, stack)
+        blamed: dict[tuple[int, int], Place | None] = {}  # one stack is one object within a snapshot
+        counted = _counted()
+        for (domain, size, stack, *_), count in counted.items():
+            key = (domain, id(stack))
+            if key not in blamed:
+                blamed[key] = _blamed(domain, stack)
+            place = blamed[key]
             if place is not None:
                 small = (
                     domain == 0 and size <= self._largest_small
@@ -212,14 +217,14 @@ class Traces:
         sizes.large += large
 
 
-def _counted() -> Iterable[tuple[_RawTrace, int]]:
+def _counted() -> Counter[_RawTrace]:
     """Return how often each triple of domain, size and stack (innermost first) is held.
 
     The tuples that the public records wrap are counted by C code: whatever Python code would allocate here is traced as well, which
     makes a walk over the public records a hundred times as slow.
     """
     traces: Any = tracemalloc.take_snapshot().traces
-    return Counter[_RawTrace](traces._traces).items()
+    return Counter(traces._traces)
 
 
 def _blamed(domain: int, stack: _RawStack) -> Place | None:

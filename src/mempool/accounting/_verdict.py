@@ -18,7 +18,7 @@ from statistics import median
 
 from mempool.accounting.patterns import robust_slope
 
-__all__ = ["Plan", "contradicts", "grows", "may_grow", "rate"]
+__all__ = ["Plan", "contradicts", "grows", "may_grow", "rate", "slope_and_error"]
 
 _UPWARD = 0.75  # of the steps that change anything, so many go up
 _KEPT = 0.5  # of what came, so much stays: a queue that is emptied now and then mostly grows, too
@@ -110,10 +110,17 @@ def contradicts(plan: Plan, totals: Sequence[int], traced: float) -> bool:
     """
     if len(totals) < 4 or traced <= 0:
         return False
-    times = plan.times(len(totals))
-    slope = robust_slope(times, totals)
-    base = [value - slope * time for value, time in zip(totals, times, strict=True)]
+    slope, error = slope_and_error(plan, totals)
+    return slope + 3 * error < 0.2 * traced
+
+
+def slope_and_error(plan: Plan, values: Sequence[int]) -> tuple[float, float]:
+    """Return the growth per call, and how far off it may be, judged by how far the readings lie from the line."""
+    times = plan.times(len(values))
+    slope = robust_slope(times, values)
+    base = [value - slope * time for value, time in zip(values, times, strict=True)]
     middle = median(base)
     noise = 1.5 * median(abs(value - middle) for value in base)
-    error = 3.5 * noise / (times[-1] * len(totals) ** 0.5)  # of a straight line through so many evenly spaced points
-    return bool(slope + 3 * error < 0.2 * traced)
+    return slope, 3.5 * noise / (
+        times[-1] * len(values) ** 0.5
+    )  # of a straight line through so many evenly spaced points

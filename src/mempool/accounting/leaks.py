@@ -33,13 +33,14 @@ from mempool.accounting._sampling import (
     is_calling,
     quiet,
 )
-from mempool.accounting._verdict import Plan, contradicts, grows, may_grow, rate
+from mempool.accounting._verdict import Plan, contradicts, grows, may_grow, rate, slope_and_error
 from mempool.units import parse_size, shown
 
 __all__ = ["Culprit", "LeakReport", "detect_leaks"]
 
 _FEWEST = 8  # calls of a round, and as many readings: fewer tell no trend from noise
-_MALLOC_FLOOR = 64.0  # bytes per call that allocators may take for themselves
+_MALLOC_RATE = 64.0  # bytes per call that allocators may take for themselves,
+_MALLOC_FLOOR = 16 << 10  # and bytes of a round: what is held for a while is counted too
 _RESIDENT_FLOOR = 256 << 10  # bytes of a round; RSS moves in pages, and the kernel counts it in batches
 _RESIDENT_RATE = 2048.0
 _RAREST = 0.02  # objects per call
@@ -278,7 +279,9 @@ class _Run:
         """Return what malloc and RSS show in each round beyond lines and accounts."""
         plan, traces = self._plan, self._traces
         large = max(0.0, rate(plan, traces.large))
-        malloc = self._beyond([totals.malloc for totals in self._totals], large, _MALLOC_FLOOR)
+        malloc = self._beyond(
+            [totals.malloc for totals in self._totals], large, max(_MALLOC_RATE, _MALLOC_FLOOR / plan.calls)
+        )
         if malloc:
             return [Culprit("native", "malloc, beyond what Python traces", malloc)]
         known = large + max(0.0, rate(plan, traces.small)) * SMALL + max(0.0, rate(plan, self._lent.total()))
@@ -300,7 +303,10 @@ class _Run:
             rest = [round(value - known * time) for value, time in zip(values, times, strict=True)]
             if not rest or not grows(self._plan, rest, least):
                 return 0.0
-            rates.append(rate(self._plan, rest))
+            slope, error = slope_and_error(self._plan, rest)
+            if slope < 3 * error:
+                return 0.0
+            rates.append(slope)
         return min(rates)
 
     # ---- the report ----
@@ -311,7 +317,7 @@ class _Run:
         heap = sum(line.bytes_per_call for line in lines if line.kind == "heap")
         lent = sum(line.bytes_per_call for line in lines if line.kind == "lent")
         charged = sum(account.bytes_per_call for account in accounts)
-        culprits = sorted([*lines, *accounts, *native], key=lambda culprit: -culprit.bytes_per_call)
+        culprits = sorted([*lines, *accounts, *native], key=lambda culprit: -round(culprit.bytes_per_call))
         nbytes = heap + max(lent, charged) + sum(stranger.bytes_per_call for stranger in native)
         return LeakReport(bool(culprits), nbytes, tuple(culprits), warmup + self.calls, tuple(self._notes()))
 
