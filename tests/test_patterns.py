@@ -72,6 +72,12 @@ def test_thousands_of_readings_take_no_time_at_all() -> None:
     assert robust_slope(range(20_000), range(20_000)) == 1.0
 
 
+def test_growth_is_told_whatever_the_pace_of_the_readings() -> None:
+    """One after each piece of work, of which one took long."""
+    times = [float(at) if at < 3 else at + 1000.0 for at in range(12)]
+    assert classify(times, [at * MIB for at in range(12)], noise=MIB) == "leak"
+
+
 def test_a_pattern_is_its_word_and_survives_pickling() -> None:
     found = pickle.loads(pickle.dumps(Pattern("leak", "why")))
     assert (found, found.evidence, {found: 1}["leak"]) == ("leak", "why", 1)

@@ -19,10 +19,8 @@ DIFFERENT = r"""
 mempool\._core\.(Buffer|SlabAllocator|MappedArray|_Shared\w+)\.__(release_)?buffer__
 mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
-mempool\.(_core|io)\.BytesStream\.name
-mempool\.accounting\.guard\._What
-mempool\.pressure\.(alerts\._Severity|health\._Status)
-mempool\.(_core|io)\.BytesStream
+mempool\._core\.BytesStream\.name
+mempool\._core\.BytesStream
 """
 
 
@@ -64,6 +62,6 @@ def test_the_stub_is_the_runtime(tmp_path: Path) -> None:
     pytest.importorskip("mypy.stubtest")
     (tmp_path / "allowed").write_text(DIFFERENT)
     done = run_tool(
-        "mypy.stubtest", "mempool", "--concise", "--allowlist=allowed", "--ignore-unused-allowlist", cwd=tmp_path
+        "mypy.stubtest", "mempool._core", "--concise", "--allowlist=allowed", "--ignore-unused-allowlist", cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -96,7 +96,7 @@ def classify(times: Sequence[float], values: Sequence[float], *, noise: float) -
     turns = _turns(values, swing)
     heights = [values[at] for at in turns]
     legs = len(turns) - 1
-    if legs <= 1 and _steady_growth(times, values, noise):
+    if legs <= 1 and _steady_growth(values, noise):
         slope = robust_slope(times, values)
         return Pattern(
             "leak",
@@ -125,14 +125,20 @@ def _rise(levels: Sequence[float]) -> bool:
     return all(after > before for before, after in pairwise(levels))
 
 
-def _steady_growth(times: Sequence[float], values: Sequence[float], noise: float) -> bool:
-    """Return whether each third of the readings grew, and not one of them alone."""
-    span = times[-1] - times[0]
-    if robust_slope(times, values) * span <= noise:
+def _steady_growth(values: Sequence[float], noise: float) -> bool:
+    """Return whether each third of the readings grew, and not one of them alone.
+
+    By their number, not by the clock: a reading may be taken after each piece of work, however long that took.
+    """
+    if _growth(values) <= noise:
         return False
     cuts = [len(values) * part // 3 for part in range(4)]
-    grown = [robust_slope(times[a:b], values[a:b]) * (times[b - 1] - times[a]) for a, b in pairwise(cuts)]
+    grown = [_growth(values[a:b]) for a, b in pairwise(cuts)]
     return min(grown) > 0 and min(grown) * 6 > max(grown)
+
+
+def _growth(values: Sequence[float]) -> float:
+    return robust_slope(range(len(values)), values) * (len(values) - 1)
 
 
 def _turns(values: Sequence[float], swing: float) -> list[int]:
