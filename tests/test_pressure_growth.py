@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 
-import mempool
 from mempool import Account, BufferPool, _core
 from mempool.accounting import gc_pressure, root_account
-from mempool.pressure import Level, PressureEvent, PressureMonitor, Thresholds, adaptive_batches, growth, monitor, running
+from mempool.pressure import (
+    Level,
+    PressureEvent,
+    PressureMonitor,
+    Thresholds,
+    adaptive_batches,
+    growth,
+    monitor,
+    running,
+)
 from mempool.pressure.growth import step_for
 from monitor_kit import Memory
 from support import MIB, start, together, until

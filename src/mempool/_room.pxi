@@ -2,8 +2,8 @@
 # they are called with no lock held, and never while memory is on its way back.
 from cpython.exc cimport PyErr_WriteUnraisable
 
-# limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: a tuple of `_Listener`. In a dict, so that they
-# can be replaced while others read them.
+# limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: a tuple of `_Listener`. In a dict, so that
+# they can be replaced while others read them.
 cdef dict _hooks = {"limit": None, "growth": ()}
 cdef dict _busy = {}  # the threads in which one of them runs: there they are not called again
 cdef unsigned int _busy_generation = 0
@@ -22,7 +22,7 @@ cdef uint64_t _grown = 0         # since a look at any of them
 
 @cython.final
 cdef class _Listener:
-    """Who is told of growth: of what is lent, since the least that it was; or of what is held, idle memory too, since the last call."""
+    """Who is told of growth: of what is lent, since the least that it was; or of what is held, idle or not, since the last call."""
     cdef object func
     cdef bint reserved
     cdef size_t threshold, base

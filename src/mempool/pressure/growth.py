@@ -60,15 +60,15 @@ class GrowthWatch:
 
     def arm(self, headroom: float | None) -> None:
         """From now on a share of so many bytes is the growth that wakes; None: none does."""
-        if headroom is None or self._closed:
+        if headroom is None:
             self._disarm()
         elif self._armed:
             _core._adjust_growth_hook(self._hook, step_for(headroom), anew=True)
         else:
             self._armed = True
             _core._add_growth_hook(self._hook, step_for(headroom), reserved=True)
-            if self._closed:  # meanwhile, by another thread
-                self._disarm()
+        if self._closed:  # perhaps meanwhile, by another thread
+            self._disarm()
 
     def _disarm(self) -> None:
         self._armed = False
@@ -92,7 +92,8 @@ class GrowthWatch:
         self._asked = True
         self._runner.wake()
         polled = turn.acquire(timeout=PATIENCE)
-        self._patient = self._patient and polled  # until it has polled: nobody else need wait for a callback that blocks
+        if not polled:
+            self._patient = False  # until it has polled: nobody else need wait for a callback that blocks
         return polled
 
     def begin(self) -> tuple[int, bool]:
