@@ -31,6 +31,17 @@ def test_pools_and_slabs_that_live_are_listed() -> None:
     assert _core._slabs() == before[1] + slabs
 
 
+def test_idle_memory_is_told_pool_by_pool() -> None:
+    busy, idle = BufferPool(), BufferPool()
+    lease = busy.acquire(MIB)
+    idle.acquire(MIB).release()
+    found = dict(_core._idle_of_pools())
+    assert found[idle.account] == idle.stats().idle >= MIB
+    assert found.get(busy.account, 0) == busy.stats().idle
+    lease.release()
+    assert dict(_core._idle_of_pools())[busy.account] == busy.stats().idle >= MIB
+
+
 def test_a_closed_pool_is_listed_while_it_lives() -> None:
     pool, slab = BufferPool(), SlabAllocator(8)
     pool.close()

@@ -43,6 +43,18 @@ def _slabs():
     return alive
 
 
+def _idle_of_pools():
+    """Return ``(account, bytes)`` of each pool that could lend some at once."""
+    cdef BufferPool pool
+    cdef size_t idle
+    cdef list found = []
+    for pool in living_pools():
+        idle = mp_pool_idle(pool._c)
+        if idle > 0:
+            found.append((pool.account, idle))
+    return found
+
+
 cdef size_t idle_under(mp_account *account) except? 0:
     """Bytes that the pools below an account could lend at once."""
     cdef BufferPool pool

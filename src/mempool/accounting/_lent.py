@@ -28,8 +28,8 @@ def _own(node: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
 
 def _idle() -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield the account of each pool and slab, and the bytes that it keeps there and lends to nobody."""
-    for pool in _core._pools():
-        yield _path(pool.account), pool.stats().idle
+    for account, nbytes in _core._idle_of_pools():
+        yield _path(account), nbytes
     for slab in _core._slabs():
         stats = slab.stats()
         yield _path(slab.account), stats.reserved - (stats.live + stats.retired) * stats.item_size
