@@ -16,6 +16,7 @@ from mempool.accounting import MemoryUsage, Tracker, register_reclaimer, take_sn
 from mempool.pressure import Health, HealthCheck, Level, PressureMonitor, Thresholds
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.health import Done, Readings, judge
+from mempool.pressure.sources import CallableSource
 from support import KIB, MIB, together
 
 GB = 1_000_000_000
@@ -53,15 +54,22 @@ class FakeTracker:
         return self.found
 
 
+class Running(PressureMonitor):
+    """Polled by the test alone, and believed all the same."""
+
+    @property
+    def running(self) -> bool:
+        return True
+
+
 class Bench:
     """A check whose world is made by hand."""
 
-    def __init__(self, thresholds: Thresholds | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None, kind: type[PressureMonitor] = PressureMonitor) -> None:
         self.clock, self.tracker, self.usage = Clock(), FakeTracker(), usage()
         self.memory = [0]
-        self.monitor = PressureMonitor(
-            thresholds, sources=[lambda: (self.memory[0], 100)], clock=self.clock, min_dwell=0
-        )
+        source = CallableSource(lambda: (self.memory[0], 100), name="cells")
+        self.monitor = kind(thresholds, sources=[source], clock=self.clock, min_dwell=0)
         self.checker = HealthCheck(self.monitor, self.tracker, usage=lambda: self.usage, clock=self.clock)
 
     def check(self, later: float = 10.0) -> Health:
@@ -94,17 +102,45 @@ def test_nothing_wrong(bench: Bench) -> None:
     ("used", "severity", "score", "status"),
     [(75, "medium", 85, "strained"), (85, "high", 65, "degraded"), (95, "critical", 40, "critical")],
 )
-def test_the_level_of_the_monitor(bench: Bench, used: int, severity: str, score: int, status: str) -> None:
+def test_the_level_of_the_monitor(used: int, severity: str, score: int, status: str) -> None:
+    bench = Bench(kind=Running)
+    bench.check()
     bench.memory[0] = used
     bench.monitor.poll()
     found = bench.check()
     assert kinds(found) == [("threshold", severity)]
     assert (found.score, found.status) == (score, status)
     (issue,) = found.issues
-    assert (issue.figure, issue.limit) == (GB // 2, GB)
-    assert "500.0 MB of 1000.0 MB (machine)" in issue.message
-    assert issue.subject in issue.message
+    assert (issue.figure, issue.limit, issue.subject) == (used, 100, "cells")
+    assert "cells has 0.0 MB of 0.0 MB" in issue.message
     assert issue.advice
+
+
+def test_figures_are_those_of_whoever_decided() -> None:
+    bench = Bench(Thresholds(main=50), Running)
+    bench.memory[0] = 55
+    bench.monitor.poll()
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (55, 50, "cells")
+    bench = Bench(Thresholds(main="80MB", critical="2GB"))
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (GB // 10, 80_000_000, "process")
+    assert "100.0 MB, and the threshold is 80.0 MB" in issue.message
+    bench = Bench()
+    bench.usage = usage(available=GB // 10)
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (GB * 9 // 10, GB, "machine")
+    assert "machine has 900.0 MB of 1000.0 MB" in issue.message
+
+
+def test_what_a_monitor_said_when_it_was_polled_last_is_not_told(bench: Bench) -> None:
+    bench.memory[0] = 90
+    assert bench.monitor.poll() == Level.HIGH
+    assert bench.check().issues == ()
+    with bench.monitor.simulate(Level.CRITICAL):
+        assert bench.check().status == "critical"
+    assert bench.monitor.level == Level.HIGH
+    assert bench.check().issues == ()
 
 
 def test_without_a_running_monitor_its_thresholds_judge_what_is_used(bench: Bench) -> None:
@@ -128,6 +164,8 @@ def test_absolute_thresholds_judge_the_process() -> None:
     assert kinds(bench.check()) == [("threshold", "critical")]
     bench.usage = usage(rss=GB // 10, available=0)
     assert bench.check().issues == ()
+    bench.usage = usage(rss=GB, limit=None, available=None)
+    assert kinds(bench.check()) == [("threshold", "critical")]
 
 
 def test_a_simulated_level_counts(bench: Bench) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from mempool import _core, _reclaim
 from mempool._records import PoolStats
@@ -136,11 +136,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All that is judged. Counts are those of the window, whose name is `span`."""
+    """All that is judged.
+
+    The figures are those of the source that decided; with `by_bytes` the limit is a threshold. Counts are those of the window,
+    whose name is `span`.
+    """
 
     usage: MemoryUsage
     level: Level = Level.NORMAL
     source: str = ""
+    used: float | None = None
+    limit: float | None = None
+    by_bytes: bool = False
     pools: Sequence[tuple[str, PoolStats]] = ()
     exhausted: dict[str, int] = field(default_factory=dict)
     work: Sequence[Done] = ()
@@ -161,18 +168,21 @@ def _threshold(readings: Readings) -> Iterator[Issue]:
     severity = SEVERITIES.get(readings.level)
     if severity is None:
         return
-    usage = readings.usage
-    if usage.limit is None or usage.available is None:
-        used, where = usage.rss, ""
+    used, limit, what = readings.used, readings.limit, "limit"
+    if used is None:
+        used, limit = readings.usage.rss, None
+        figures = f"{readings.source} says so, and {_mb(used)} are resident"
+    elif readings.by_bytes and limit is not None:
+        figures, what = f"{readings.source} has {_mb(used)}, and the threshold is {_mb(limit)}", "threshold"
     else:
-        used, where = usage.limit - usage.available, f" of {_mb(usage.limit)} ({usage.limit_source})"
+        figures = f"{readings.source} has {_mb(used)}" + ("" if limit is None else f" of {_mb(limit)}")
     yield Issue(
         "threshold",
         severity,
         used,
-        usage.limit,
-        f"memory pressure is {readings.level.name} ({readings.source}): {_mb(used)}{where} are used",
-        "call mempool.cleanup('aggressive'), shrink caches and batches, or raise the limit",
+        limit,
+        f"memory pressure is {readings.level.name}: {figures}",
+        f"call mempool.cleanup('aggressive'), shrink caches and batches, or raise the {what}",
         readings.source,
     )
 
@@ -263,7 +273,7 @@ class HealthCheck:
     ----------
     monitor : PressureMonitor, optional
         Whose level and callbacks are judged. None: `default_monitor`. Where it does not run, its thresholds judge what is used
-        now, and nothing is called.
+        now, whatever it said when it was polled last, and nothing is called; a level that it simulates counts.
     tracker : Tracker, optional
         Whose pattern tells of leaks and thrashing. It gets a snapshot at each check, at most one in a second. None: one of its own.
     usage, clock : callable
@@ -298,10 +308,10 @@ class HealthCheck:
         before, fresh = self._slide(counts)
         if fresh:
             self._tracker.snapshot()
-        level, source = _level(monitor, usage)
+        decided = _level(monitor, usage)
         pattern = self._tracker.pattern(noise=max(LEAST_CHANGE, usage.rss // 20))
         evidence = str(getattr(pattern, "evidence", ""))
-        return judge(_readings(before, counts, usage, level, source, pools, str(pattern), evidence))
+        return judge(_readings(before, counts, usage, decided, pools, str(pattern), evidence))
 
     def _slide(self, counts: Counts) -> tuple[Counts | None, bool]:
         """Return the counts at the begin of the window, None if it is the begin of the program, and whether a second went by."""
@@ -346,27 +356,55 @@ def _sum(one: Done, other: Done, sign: int) -> Done:
     )
 
 
-def _level(monitor: Monitor, usage: MemoryUsage) -> tuple[Level, str]:
-    """Return the level, and who says so; where no monitor runs, the thresholds and what is used now may say a higher one."""
-    level, source = monitor.level, "monitor"
-    history = monitor.history()
-    if history and history[-1].level == level:
-        source = history[-1].source
-    if monitor.running or usage.limit is None or usage.available is None:
-        return level, source
-    thresholds = monitor.thresholds
-    used = usage.rss if thresholds.absolute else usage.limit - usage.available
-    figure = thresholds.figure(used, usage.limit, "own")
-    judged = Level.NORMAL if figure is None else thresholds.entered(figure)
-    return (judged, "memory_usage") if judged > level else (level, source)
+class Decided(NamedTuple):
+    """A level, and who decided it by which figures."""
+
+    level: Level
+    source: str = ""
+    used: float | None = None
+    limit: float | None = None
+    by_bytes: bool = False
+
+
+def _level(monitor: Monitor, usage: MemoryUsage) -> Decided:
+    """Return what the monitor says; of one that does not run, whose level may be long over, only what it simulates counts."""
+    told = _told(monitor)
+    if monitor.running:
+        return told
+    judged = _judged(monitor.thresholds, usage)
+    return told if told.source == "simulated" and told.level > judged.level else judged
+
+
+def _told(monitor: Monitor) -> Decided:
+    level, thresholds = monitor.level, monitor.thresholds
+    event = next((event for event in reversed(monitor.history()) if event.level == level), None)
+    if event is None:
+        return Decided(level, "monitor")
+    used = event.used
+    if level and used is not None and thresholds.absolute and used >= thresholds.points[0]:
+        return Decided(level, event.source, used, thresholds.bytes_at(level, None), by_bytes=True)
+    return Decided(level, event.source, used, event.limit)
+
+
+def _judged(thresholds: Thresholds, usage: MemoryUsage) -> Decided:
+    """Hold thresholds against what is used now: those in bytes against what is resident, shares against the limit that binds."""
+    used: int | None = usage.rss
+    limit, source = usage.limit, "process"
+    if not thresholds.absolute:
+        source = usage.limit_source or "memory_usage"
+        used = None if limit is None or usage.available is None else limit - usage.available
+    figure = thresholds.figure(used, limit, "own")
+    level = Level.NORMAL if figure is None else thresholds.entered(figure)
+    if level and thresholds.absolute:
+        return Decided(level, source, used, thresholds.bytes_at(level, None), by_bytes=True)
+    return Decided(level, source, used, limit)
 
 
 def _readings(
     before: Counts | None,
     now: Counts,
     usage: MemoryUsage,
-    level: Level,
-    source: str,
+    decided: Decided,
     pools: Sequence[tuple[str, PoolStats]],
     pattern: str,
     evidence: str,
@@ -378,7 +416,7 @@ def _readings(
         work = [_sum(one, before.work.get(one.name, Done(one.name)), -1) for one in now.work.values()]
         waits = now.waits.since(before.waits)
         span = f"in the last {now.time - before.time:.0f} s"
-    return Readings(usage, level, source, pools, exhausted, work, waits, span, pattern, evidence)
+    return Readings(usage, *decided, pools, exhausted, work, waits, span, pattern, evidence)
 
 
 _of_process: dict[str, HealthCheck] = {}  # setdefault is atomic
