@@ -284,6 +284,27 @@ def test_a_clock_that_jumps_neither_prolongs_nor_breaks_a_wait(jump: float) -> N
     assert 0.0 <= batches.waited <= 1.0
 
 
+@pytest.mark.parametrize("items", [0, 10, 20])
+def test_where_no_batch_comes_nothing_waits_or_cleans_up(items: int) -> None:
+    cleaned: list[str] = []
+    monitor = FakeMonitor()
+    batches = run(range(items), 10, monitor, cleanup=cleaned.append, max_wait=1.5)
+    for _ in range(items // 10):
+        next(batches)
+    monitor.level = CRITICAL
+    monitor.running = True
+    assert list(batches) == []
+    assert (monitor.timeouts, cleaned, batches.waited) == ([], [], 0.0)
+
+
+def test_an_error_of_the_source_is_not_waited_for() -> None:
+    monitor = FakeMonitor([HIGH] * 3)
+    batches = run(failing_at(0, OSError("broken")), 10, monitor, max_wait=1.5)
+    with pytest.raises(OSError, match="broken"):
+        next(batches)
+    assert monitor.timeouts == []
+
+
 # ---- cleanup between batches
 
 

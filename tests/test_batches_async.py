@@ -52,6 +52,22 @@ def test_waiting_is_bounded_over_the_whole_run() -> None:
     assert (monitor.timeouts, batches.waited) == ([1.5], 1.5)
 
 
+@pytest.mark.parametrize("items", [0, 10, 20])
+def test_where_no_batch_comes_nothing_waits_or_cleans_up(items: int) -> None:
+    async def main() -> None:
+        cleaned: list[str] = []
+        monitor = FakeMonitor()
+        batches = run_async(as_async(range(items)), 10, monitor, cleanup=cleaned.append, max_wait=1.5)
+        for _ in range(items // 10):
+            await anext(batches)
+        monitor.level = CRITICAL
+        monitor.running = True
+        assert await every(batches) == []
+        assert (monitor.timeouts, cleaned, batches.waited) == ([], [], 0.0)
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_pull_keeps_what_was_pulled() -> None:
     class Slow:
         """Gives two items, then blocks until it is allowed to go on; it survives being cancelled."""

@@ -126,6 +126,10 @@ class _Run(Generic[T]):
             cast("Any", self._monitor).poll()
         return self._monitor.level
 
+    def _holds_up(self, level: Level) -> bool:
+        """Say whether a cleanup or a wait is due, which nobody needs unless a batch comes."""
+        return (self._cleanup is not None and level > self._stage) or (level >= Level.HIGH and self._left > 0)
+
     def _due(self, level: Level) -> Mode | None:
         """Return the cleanup that is due: the next stage that the level allows, again only after it was lower."""
         self._stage = min(self._stage, int(level))
@@ -230,12 +234,16 @@ class Batches(_Run[T], Iterator[list[T]]):
             return []
         self._begin(self._make_room())
         while (count := self._ready()) is None:
-            self._pull()
+            self._pull(1 if self._weigher is not None else min(PIECE, self._size - len(self._held)))
         self._raise_held()
         return self._take(count)
 
     def _make_room(self) -> Level:
         level = self._look()
+        if not self._held and self._holds_up(level):
+            self._pull(1)
+            if not self._held:
+                return level
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             self._cleanup(mode)
@@ -250,11 +258,11 @@ class Batches(_Run[T], Iterator[list[T]]):
             self._account(relieved, self._clock() - began, whole)
         return self._look(again=True)
 
-    def _pull(self) -> None:
+    def _pull(self, count: int) -> None:
         """Pull in one step that Ctrl-C cannot cut between source and list."""
-        wanted = len(self._held) + (1 if self._weigher is not None else min(PIECE, self._size - len(self._held)))
+        wanted = len(self._held) + count
         try:
-            self._held.extend(islice(self._source, wanted - len(self._held)))
+            self._held.extend(islice(self._source, count))
         except Exception as error:
             self._error = error
             return
@@ -311,6 +319,10 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
 
     async def _make_room(self) -> Level:
         level = self._look()
+        if not self._held and self._holds_up(level):
+            await self._pull()
+            if not self._held:
+                return level
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             await self._clean(self._cleanup, mode)
