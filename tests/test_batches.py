@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_kit import Clock, FakeMonitor, flat, run
+from batch_kit import Clock, FakeMonitor, flat, interrupted, run
 from mempool.pressure import Level, adaptive_batches
 from mempool.pressure.batches import tally
 from support import start as start_thread
@@ -189,6 +189,18 @@ def test_an_interrupted_wait_loses_nothing_and_counts() -> None:
             next(batches)
     assert batches.waited == 1.0
     assert flat(batches) == list(range(5))
+
+
+@pytest.mark.parametrize("weigher", [None, int])
+def test_ctrl_c_after_any_call_neither_loses_nor_stops_anything(weigher: Any) -> None:
+    came, step = True, 0
+    while came:
+        batches = run(range(25), 10, FakeMonitor([NORMAL, HIGH]), weigher=weigher, max_wait=1.0)
+        found, came = interrupted(step, lambda batches=batches: next(batches))
+        assert found == list(range(25)), step
+        assert batches.waited <= 1.0
+        step += 1
+    assert step > 50
 
 
 def test_an_error_keeps_nothing_alive() -> None:

@@ -6,6 +6,10 @@
 
 Invariant: every item of the source is in exactly one batch, in order. A generator was rejected: what is thrown into it ends it,
 with the items that it holds; and its frame would keep the batch that the consumer is done with.
+
+Ctrl-C comes after a call, never between two steps that call nothing. So who makes a batch is marked in a dict within the try that
+clears the mark, and the items of a batch leave what is held last, with no call between that and the return. A lock was rejected:
+it may be taken and the try not yet entered.
 """
 
 import os
@@ -101,7 +105,7 @@ class _Run(Generic[T]):
         self._weights: list[int] = []
         self._error: Exception | None = None
         self._ended = False
-        self._busy = threading.Lock()
+        self._busy: dict[str, object] = {}  # who makes a batch: setdefault is atomic
         self._level = Level.NORMAL
         self._stage, self._looked = 0, float("-inf")
         self._size, self._budget, self._counted, self._total = 0, cast("int | None", None), 0, 0
@@ -185,12 +189,10 @@ class _Run(Generic[T]):
         return False
 
     def _take(self, count: int) -> list[T]:
+        """Return the batch, which is still held."""
         nbytes = None if self._weigher is None else sum(self._weights[:count])
         self._sizer.record(count, nbytes)
-        del self._weights[:count]
-        batch = self._held[:count]
-        del self._held[:count]
-        return batch
+        return self._held[:count]
 
     def _raise_held(self) -> None:
         """Raise what the source raised, once all that came before it is handed over."""
@@ -215,14 +217,19 @@ class Batches(_Run[T], Iterator[list[T]]):
         return self
 
     def __next__(self) -> list[T]:
-        if not self._busy.acquire(blocking=False):
-            raise ValueError("batches are already being made, in another thread or by the source itself")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise ValueError("batches are already being made, in another thread or by the source itself")
             batch = self._next()
+            count = len(batch)
+            del self._weights[:count]
+            del self._held[:count]
         except StopIteration as error:
             raise RuntimeError("a weigher, monitor or cleanup raised StopIteration") from error
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
         if not batch:
             raise StopIteration
         return batch
@@ -280,23 +287,29 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
         return self
 
     async def __anext__(self) -> list[T]:
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("batches are already being made, in another task or by the source itself")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise RuntimeError("batches are already being made, in another task or by the source itself")
             batch = await self._next()
+            count = len(batch)
+            del self._weights[:count]
+            del self._held[:count]
         except StopAsyncIteration as error:
             raise RuntimeError("a weigher, monitor or cleanup raised StopAsyncIteration") from error
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
         if not batch:
             raise StopAsyncIteration
         return batch
 
     async def aclose(self) -> None:
         """End the run, and the source if it can be closed. What it held is dropped."""
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("batches cannot be closed while one is being made")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise RuntimeError("batches cannot be closed while one is being made")
             self._ended, self._error = True, None
             self._held.clear()
             self._weights.clear()
@@ -304,7 +317,8 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
             if close is not None:
                 await close()
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
 
     async def _next(self) -> list[T]:
         """Return the next batch, an empty one at the end."""
