@@ -1,5 +1,6 @@
 """`health`: what is an issue, what it costs, and what is forgotten again."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class Bench:
 def bench() -> Bench:
     bench = Bench()
     bench.check()  # what other tests left in the counters is not of this one
+    bench.check(301.0)
     return bench
 
 
@@ -221,7 +223,7 @@ def test_a_process_that_grows_is_found() -> None:
 def test_one_snapshot_in_a_second(bench: Bench) -> None:
     for _ in range(10):
         bench.check(0.25)
-    assert bench.tracker.snapshots == 1 + 2
+    assert bench.tracker.snapshots == 2 + 2
 
 
 # ---- pools, reclaimers, waits
@@ -306,6 +308,75 @@ def test_slow_reclaim() -> None:
     found = judge(Readings(usage(), work=[Done("slow", 4, 0, 0, 3.0), Done("quick", 4, 0, 0, 1.9), Done("idle")]))
     (issue,) = found.issues
     assert (issue.kind, issue.subject, issue.figure, issue.limit) == ("slow reclaim", "slow", 0.75, 0.5)
+
+
+def test_one_that_goes_hides_nothing_of_another_of_its_name(bench: Bench) -> None:
+    old, new = mempool.BufferPool(MIB, name="work"), mempool.BufferPool(MIB, name="work")
+    for _ in range(5):
+        exhaust(old)
+    lines = [bench.monitor.on(Level.HIGH, lambda event: 1 // 0) for _ in range(2)]
+    with bench.monitor.simulate(Level.HIGH):
+        pass
+    bench.check()
+    bench.check(301.0)
+    del old
+    lines[0].cancel()
+    exhaust(new)
+    with bench.monitor.simulate(Level.HIGH):
+        pass
+    assert [(issue.kind, issue.figure) for issue in bench.check().issues] == [
+        ("failing reclaim", 1),
+        ("exhausted waits", 1),
+    ]
+    new.close()
+
+
+def test_what_came_before_the_first_check_is_told_for_five_minutes() -> None:
+    bench = Bench()
+    pool = mempool.BufferPool(MIB, name="ahead")
+    exhaust(pool)
+    for later in (0.0, 0.5, 10.0, 280.0):
+        assert "ahead" in [issue.subject for issue in bench.check(later).issues]
+    assert bench.check(20.0).issues == ()
+    pool.close()
+
+
+def test_after_a_long_pause_only_five_minutes_count(bench: Bench) -> None:
+    pool = mempool.BufferPool(MIB, name="paused")
+    bench.check()
+    exhaust(pool)
+    (issue,) = bench.check(1200.0).issues  # nobody looked between
+    assert "in the last 1200 s" in issue.message
+    assert bench.check(290.0).issues == ()
+    pool.close()
+
+
+def test_a_coroutine_that_takes_its_time_is_no_slow_reclaim() -> None:
+    async def main() -> Health:
+        bench, went = Bench(), asyncio.Event()
+
+        @bench.monitor.on(Level.HIGH)
+        async def flush(event: object) -> None:
+            went.set()
+
+        with bench.monitor.simulate(Level.HIGH):
+            await went.wait()
+        flush.seconds = 1.2  # type: ignore[attr-defined]
+        return bench.check()
+
+    assert "slow reclaim" not in [issue.kind for issue in asyncio.run(main()).issues]
+
+
+def test_a_check_may_be_made_inside_a_check(bench: Bench) -> None:
+    bench.clock.now += 10.0
+    with bench.checker._lock:  # as a signal handler finds it
+        assert bench.checker.check().status == "healthy"
+
+
+@pytest.mark.parametrize("wrong", [{"monitor": 5}, {"tracker": 5}])
+def test_what_is_no_monitor_or_tracker_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))} .*5"):
+        HealthCheck(**wrong)
 
 
 def test_a_clock_that_is_set_back_starts_over(bench: Bench) -> None:

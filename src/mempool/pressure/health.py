@@ -8,22 +8,22 @@ and thrashing if it is called regularly.
 """
 
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from mempool import _core, _reclaim
 from mempool._records import PoolStats
+from mempool.accounting._locks import ProcessLock
 from mempool.accounting.tracker import Tracker
 from mempool.accounting.usage import MemoryUsage, memory_usage
 from mempool.pressure.alerts import SEVERITIES, _Severity
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.default import default_monitor
-from mempool.pressure.levels import Level, PressureEvent, Thresholds
-from mempool.pressure.records import MonitorStats
+from mempool.pressure.levels import Level, Thresholds
+from mempool.pressure.monitor import PressureMonitor
 
 __all__ = ["Health", "HealthCheck", "Issue", "health"]
 
@@ -91,28 +91,7 @@ class Health:
         return "\n".join([f"{self.status}, {self.score} of 100", *rows])
 
 
-class Monitor(Protocol):
-    """What is asked of a `PressureMonitor`."""
-
-    @property
-    def level(self) -> Level:
-        """The level now."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it polls on its own."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Where levels begin."""
-
-    def history(self) -> Sequence[PressureEvent]:
-        """Return its last events."""
-
-    def stats(self) -> MonitorStats:
-        """Return its counts."""
-
-
+@runtime_checkable
 class Tracked(Protocol):
     """What is asked of a `Tracker`."""
 
@@ -125,7 +104,7 @@ class Tracked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What something that makes room did: a callback of a monitor, or a reclaimer, whose time nobody measures."""
+    """What something that makes room did: a callback of a monitor, or what nobody waits for: a reclaimer, a coroutine function."""
 
     name: str
     calls: int = 0
@@ -258,12 +237,13 @@ def judge(readings: Readings) -> Health:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counters at one moment."""
+    """Counters at one moment, of each pool and each callable for itself: names may be shared, and those who bear them go."""
 
     time: float
-    pools: dict[str, int]
-    work: dict[str, Done]
+    pools: Mapping[Hashable, tuple[str, int]]
+    work: Mapping[Hashable, Done]
     waits: Waits
+    first: bool = False
 
 
 class HealthCheck:
@@ -278,20 +258,29 @@ class HealthCheck:
         Whose pattern tells of leaks and thrashing. It gets a snapshot at each check, at most one in a second. None: one of its own.
     usage, clock : callable
         Where readings and seconds come from.
+
+    Raises
+    ------
+    TypeError
+        For what is no monitor or no tracker.
     """
 
     def __init__(
         self,
-        monitor: Monitor | None = None,
+        monitor: PressureMonitor | None = None,
         tracker: Tracked | None = None,
         *,
         usage: Callable[[], MemoryUsage] = memory_usage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if monitor is not None and not isinstance(monitor, PressureMonitor):
+            raise TypeError(f"monitor must be a PressureMonitor or None, not {monitor!r}")
+        if tracker is not None and not isinstance(tracker, Tracked):
+            raise TypeError(f"tracker must have snapshot() and pattern(), or be None, not {tracker!r}")
         self._monitor, self._usage, self._clock = monitor, usage, clock
         self._tracker: Tracked = Tracker() if tracker is None else tracker
-        self._lock = threading.Lock()
-        self._window: deque[Counts] = deque()
+        self._lock = ProcessLock()
+        self._window: tuple[Counts, ...] = ()
 
     def check(self) -> Health:
         """Return the health of the process now.
@@ -303,8 +292,10 @@ class HealthCheck:
         """
         usage, now = self._usage(), self._clock()
         monitor = default_monitor() if self._monitor is None else self._monitor
-        pools = [(pool.name, pool.stats()) for pool in _core._pools()]
-        counts = Counts(now, _exhausted_of(pools), _work_of(monitor), tally.read())
+        known = [(weakref.ref(pool), pool.name, pool.stats()) for pool in _core._pools()]
+        exhausted: dict[Hashable, tuple[str, int]] = {pool: (name, stats.exhausted) for pool, name, stats in known}
+        pools = [(name, stats) for _, name, stats in known]
+        counts = Counts(now, exhausted, _work_of(monitor), tally.read())
         before, fresh = self._slide(counts)
         if fresh:
             self._tracker.snapshot()
@@ -313,47 +304,40 @@ class HealthCheck:
         evidence = str(getattr(pattern, "evidence", ""))
         return judge(_readings(before, counts, usage, decided, pools, str(pattern), evidence))
 
-    def _slide(self, counts: Counts) -> tuple[Counts | None, bool]:
-        """Return the counts at the begin of the window, None if it is the begin of the program, and whether a second went by."""
+    def _slide(self, counts: Counts) -> tuple[Counts, bool]:
+        """Return the counts at the begin of the window, and whether a second went by.
+
+        It begins five minutes ago, or at the last check if that is longer ago. At the first check it begins with nothing, so
+        that what happened before is told for five minutes.
+        """
         with self._lock:
-            window = self._window
-            if window and counts.time < window[-1].time:  # a clock that was set back
-                window.clear()
-            while len(window) > 1 and window[1].time <= counts.time - WINDOW:
-                window.popleft()
-            before = window[0] if window and window[0].time < counts.time else None
-            fresh = not window or counts.time - window[-1].time >= 1.0
-            if fresh:
-                window.append(counts)
-            return before, fresh
+            window = self._window or (Counts(counts.time, {}, {}, Waits(), first=True),)
+            if counts.time < window[-1].time:  # a clock that was set back
+                window = (counts,)
+            while len(window) > 1 and window[0].time < counts.time - WINDOW:
+                window = window[1:]
+            fresh = not self._window or window[-1] is counts or counts.time - window[-1].time >= 1.0
+            self._window = (*window, counts) if fresh else window
+            return window[0], fresh
 
 
-def _exhausted_of(pools: Sequence[tuple[str, PoolStats]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name, stats in pools:
-        found[name] = found.get(name, 0) + stats.exhausted
+def _work_of(monitor: PressureMonitor) -> dict[Hashable, Done]:
+    """Return what each callback and each reclaimer did."""
+    found: dict[Hashable, Done] = {}
+    for one in monitor._callbacks.all():
+        found[weakref.ref(one)] = Done(
+            one.name, one.calls, one.errors, one.freed, 0.0 if one._is_async else one.seconds
+        )
+    for other in _reclaim._in_order():
+        found[other._number] = Done(other.name, other.calls, other.errors, other.freed)
     return found
 
 
-def _work_of(monitor: Monitor) -> dict[str, Done]:
-    """Return what each callback and each reclaimer did; those of one name together."""
-    found: dict[str, Done] = {}
-    done = [Done(one.name, one.calls, one.errors, one.freed, one.seconds) for one in monitor.stats().callbacks]
-    done += [Done(one.name, one.calls, one.errors, one.freed) for one in _reclaim.reclaimers()]
-    for one in done:
-        found[one.name] = _sum(found.get(one.name, Done(one.name)), one, 1)
-    return found
-
-
-def _sum(one: Done, other: Done, sign: int) -> Done:
-    """Return the counts of both together, or of the first without the second."""
-    return Done(
-        one.name,
-        max(0, one.calls + sign * other.calls),
-        max(0, one.errors + sign * other.errors),
-        max(0, one.freed + sign * other.freed),
-        max(0.0, one.seconds + sign * other.seconds),
-    )
+def _since(one: Done, before: Done | None) -> Done:
+    if before is None:
+        return one
+    calls, errors, freed = one.calls - before.calls, one.errors - before.errors, one.freed - before.freed
+    return Done(one.name, calls, errors, freed, one.seconds - before.seconds)
 
 
 class Decided(NamedTuple):
@@ -366,7 +350,7 @@ class Decided(NamedTuple):
     by_bytes: bool = False
 
 
-def _level(monitor: Monitor, usage: MemoryUsage) -> Decided:
+def _level(monitor: PressureMonitor, usage: MemoryUsage) -> Decided:
     """Return what the monitor says; of one that does not run, whose level may be long over, only what it simulates counts."""
     told = _told(monitor)
     if monitor.running:
@@ -375,7 +359,7 @@ def _level(monitor: Monitor, usage: MemoryUsage) -> Decided:
     return told if told.source == "simulated" and told.level > judged.level else judged
 
 
-def _told(monitor: Monitor) -> Decided:
+def _told(monitor: PressureMonitor) -> Decided:
     level, thresholds = monitor.level, monitor.thresholds
     event = next((event for event in reversed(monitor.history()) if event.level == level), None)
     if event is None:
@@ -401,7 +385,7 @@ def _judged(thresholds: Thresholds, usage: MemoryUsage) -> Decided:
 
 
 def _readings(
-    before: Counts | None,
+    before: Counts,
     now: Counts,
     usage: MemoryUsage,
     decided: Decided,
@@ -410,12 +394,12 @@ def _readings(
     evidence: str,
 ) -> Readings:
     """Return what is judged: of counts what came since `before`."""
-    exhausted, work, waits, span = now.pools, list(now.work.values()), now.waits, "since the program began"
-    if before is not None:
-        exhausted = {name: max(0, count - before.pools.get(name, 0)) for name, count in now.pools.items()}
-        work = [_sum(one, before.work.get(one.name, Done(one.name)), -1) for one in now.work.values()]
-        waits = now.waits.since(before.waits)
-        span = f"in the last {now.time - before.time:.0f} s"
+    exhausted: dict[str, int] = {}
+    for pool, (name, count) in now.pools.items():
+        exhausted[name] = exhausted.get(name, 0) + count - before.pools.get(pool, (name, 0))[1]
+    work = [_since(one, before.work.get(key)) for key, one in now.work.items()]
+    span = "since the program began" if before.first else f"in the last {now.time - before.time:.0f} s"
+    waits = now.waits.since(before.waits)
     return Readings(usage, *decided, pools, exhausted, work, waits, span, pattern, evidence)
 
 
