@@ -317,6 +317,17 @@ def test_an_error_of_the_source_is_not_waited_for() -> None:
     assert monitor.timeouts == []
 
 
+def test_waits_are_counted_inside_a_count() -> None:
+    before = tally.read()
+
+    def work() -> None:
+        with tally._lock:  # as a signal handler finds it
+            tally.add(True, 0.5)
+
+    start_thread(work).result()
+    assert tally.read().since(before) == (1, 1, 0.5)
+
+
 # ---- cleanup between batches
 
 
@@ -437,6 +448,8 @@ def test_many_threads_at_one_run_take_each_item_once() -> None:
         ({"max_wait": None}, TypeError, "None"),
         ({"max_wait": "soon"}, ValueError, "'soon'"),
         ({"max_bytes": 5}, ValueError, "weigher"),
+        ({"weigher": 5}, TypeError, "weigher must be callable, not 5"),
+        ({"monitor": 5}, TypeError, "not 5"),
         ({"max_bytes": 1.5, "weigher": len}, TypeError, "1.5"),
     ],
 )

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 from operator import index
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload, runtime_checkable
 
 from mempool._system import limits
 from mempool.pressure.cleanup import Mode
@@ -36,6 +36,7 @@ LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run, a
 MODES: tuple[Mode, ...] = ("light", "standard", "aggressive")
 
 
+@runtime_checkable
 class Monitor(Protocol):
     """What batches need of a `PressureMonitor`."""
 
@@ -66,22 +67,24 @@ class _Tally:
     """Waits of all runs, in all threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waits = Waits()
+        self._start_over()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
-        self._waits = Waits()
+        self._lock = threading.RLock()  # a signal handler that runs inside may make batches too
+        self._begun = self._exhausted = 0
+        self._seconds = 0.0
 
     def add(self, exhausted: bool, seconds: float) -> None:
         with self._lock:
-            before = self._waits
-            self._waits = Waits(before.begun + 1, before.exhausted + exhausted, before.seconds + seconds)
+            self._begun += 1
+            self._exhausted += exhausted
+            self._seconds += seconds
 
     def read(self) -> Waits:
-        return self._waits
+        with self._lock:
+            return Waits(self._begun, self._exhausted, self._seconds)
 
 
 tally = _Tally()
@@ -466,7 +469,7 @@ def adaptive_batches(
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none or out of order, `max_bytes` without a weigher, and what cannot be iterated.
+        For sizes that are none or out of order, `max_bytes` without a weigher, and what cannot be iterated, weigh or watch.
 
     Examples
     --------
@@ -474,6 +477,10 @@ def adaptive_batches(
     >>> [len(batch) for batch in adaptive_batches(range(250), max_wait=0)]
     [100, 100, 50]
     """
+    if weigher is not None and not callable(weigher):
+        raise TypeError(f"weigher must be callable, not {weigher!r}")
+    if monitor is not None and not isinstance(monitor, Monitor):
+        raise TypeError(f"monitor must be a PressureMonitor or None, not {monitor!r}")
     if max_bytes is not None and weigher is None:
         raise ValueError(f"max_bytes of {max_bytes!r} needs a weigher")
     room = None if weigher is None else _RoomLeft()
