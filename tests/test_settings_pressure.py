@@ -211,8 +211,8 @@ def test_another_profile_changes_only_what_nobody_names(clean: pytest.MonkeyPatc
     mempool.configure(profile="development")
     mempool.configure(profile="production", leak_detection="off")
     assert told == [
-        {"profile": "development", "leak_detection": "full"},
-        {"profile": "production", "leak_detection": "off"},
+        {"profile": "development", "leak_detection": "full", "gc_interval_seconds": None},
+        {"profile": "production", "leak_detection": "off", "gc_interval_seconds": 300.0},
     ]
 
 
@@ -233,6 +233,23 @@ def test_the_default_pool_follows_the_profile(run_python: Run) -> None:
         mempool.configure(profile="testing")
         assert pool.leak_detection == "sampled"
     """
+    run_python(code, env={**CLEAN, "MEMPOOL_PROFILE": "production"})
+
+
+def test_production_cleans_up_every_five_minutes(run_python: Run) -> None:
+    code = """
+        import mempool
+        assert mempool.pressure.process_schedule() is None
+        mempool.configure(profile="production")
+        assert mempool.pressure.process_schedule().interval == 300
+        mempool.configure(gc_interval_seconds=0)
+        assert mempool.pressure.process_schedule() is None
+        mempool.configure(gc_interval_seconds="1h")
+        mempool.configure(profile="testing")
+        assert mempool.pressure.process_schedule().interval == 3600
+    """
+    run_python(code, env=CLEAN)
+    code = "import mempool; assert mempool.pressure.process_schedule().interval == 300"
     run_python(code, env={**CLEAN, "MEMPOOL_PROFILE": "production"})
 
 

@@ -21,9 +21,9 @@ MEGABYTE = 1_000_000  # as "MB" in a size
 
 # What a profile says where nobody says otherwise; every profile names the same settings.
 PROFILES: "dict[str, dict[str, object]]" = {
-    "development": {"leak_detection": "full", "batch_size": 100},
-    "testing": {"leak_detection": "full", "batch_size": 10},
-    "production": {"leak_detection": "sampled", "batch_size": 100},
+    "development": {"leak_detection": "full", "gc_interval_seconds": None, "batch_size": 100},
+    "testing": {"leak_detection": "full", "gc_interval_seconds": None, "batch_size": 10},
+    "production": {"leak_detection": "sampled", "gc_interval_seconds": 300.0, "batch_size": 100},
 }
 
 _configured: dict[str, object] = {}
