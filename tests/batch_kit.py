@@ -1,9 +1,10 @@
 """A monitor that says what a test tells it, and a clock that moves when it waits."""
 
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any
 
-from mempool.pressure import AsyncBatches, Batches, BatchSizer, Level
+from mempool.pressure import AsyncBatches, Batches, BatchSizer, Level, batches
 from mempool.pressure.batches import start
 
 Levels = Iterable[Level]
@@ -104,3 +105,29 @@ async def as_async(items: Iterable[Any]) -> AsyncIterator[Any]:
 
 def flat(batches: Iterable[list[Any]]) -> list[Any]:
     return [item for batch in batches for item in batch]
+
+
+def interrupted(step: int, produce: Callable[[], list[Any]]) -> tuple[list[Any], bool]:
+    """Take all batches, with one Ctrl-C where Python lets one come: after a call, the one after `step` others; whether it came."""
+    found: list[Any] = []
+    left = step
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename == batches.__file__:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        while True:
+            try:
+                found += produce()
+            except KeyboardInterrupt:
+                continue
+            except (StopIteration, StopAsyncIteration):
+                return found, left < 0
+    finally:
+        sys.setprofile(None)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+import mempool
 from batch_kit import Clock
 from mempool.pressure import Alerts, Health, Issue, Level, PressureEvent, PressureMonitor, Thresholds, alerts
-from support import together
+from support import start, together
 
 NORMAL, ELEVATED, HIGH, CRITICAL = Level
 
@@ -151,3 +152,34 @@ def test_threads_log_once_and_count_the_rest(log: pytest.LogCaptureFixture) -> N
 def test_an_interval_that_is_none_is_named(interval: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="interval"):
         alerts(PressureMonitor(sources=[]), interval=interval)
+
+
+@pytest.mark.parametrize("wrong", [{"logger": "log"}, {"monitor": 5}])
+def test_what_is_no_logger_or_monitor_is_named(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(TypeError, match=f"{name} .*{value!r}"):
+        alerts(**{"monitor": PressureMonitor(sources=[])} | wrong)
+
+
+def issues(*subjects: str) -> Health:
+    found = tuple(Issue("exhausted waits", "medium", 1, 0, "message", "advice", subject) for subject in subjects)
+    return Health(85, "strained", mempool.memory_usage(), found)
+
+
+def test_subjects_that_come_no_more_are_forgotten(log: pytest.LogCaptureFixture) -> None:
+    told = Alerts(clock=Clock())
+    told.report(issues("first", *(f"pool-{number}" for number in range(2000))))
+    assert len(told._last) == 1000
+    told.report(issues("pool-1999", "first"))
+    assert len(log.records) == 2001 + 1
+
+
+def test_a_report_may_be_made_inside_a_report(log: pytest.LogCaptureFixture) -> None:
+    told = Alerts(clock=Clock())
+
+    def work() -> None:
+        with told._lock:  # as a signal handler finds it
+            told.report(issues("pool"))
+
+    start(work).result()
+    assert len(log.records) == 1

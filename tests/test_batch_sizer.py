@@ -107,6 +107,54 @@ def test_room_that_cannot_be_read_is_told_once(error: Exception, caplog: pytest.
     assert str(error) in record.getMessage()
 
 
+def test_room_that_can_be_read_again_counts_again() -> None:
+    answers: list[int | None] = [400, None, 800]
+
+    def room() -> int:
+        answer = answers.pop(0)
+        if answer is None:
+            raise OSError("too many open files")
+        return answer
+
+    sizer = BatchSizer(100, room=room)
+    budgets = []
+    for _ in range(3):
+        sizer.next(NORMAL)
+        budgets.append(sizer.budget)
+    assert budgets == [100, None, 200]
+
+
+def test_items_that_became_almost_weightless_are_no_overflow() -> None:
+    sizer = BatchSizer(100, max_bytes=10**400)
+    sizer.record(1, 1)
+    for _ in range(4000):
+        sizer.record(1, 0)
+        assert sizer.next(NORMAL) == 100
+    sizer.record(1, 10**400)
+    assert sizer.next(NORMAL) == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ((float("nan"), 5), TypeError, "items.*nan"),
+        (("5", 5), TypeError, "items.*'5'"),
+        ((-1, 5), ValueError, "items.*-1"),
+        ((True, 5), TypeError, "items.*True"),
+        ((5, float("nan")), TypeError, "nbytes.*nan"),
+        ((5, "5"), TypeError, "nbytes.*'5'"),
+        ((5, -7), ValueError, "nbytes.*-7"),
+    ],
+)
+def test_what_is_recorded_is_checked_before_it_counts(
+    arguments: tuple[Any, Any], error: type[Exception], named: str
+) -> None:
+    sizer = BatchSizer(10, max_size=20)
+    with pytest.raises(error, match=named):
+        sizer.record(*arguments)
+    assert (sizer.bytes_per_item, sizer.next(NORMAL)) == (None, 10)
+
+
 def test_what_else_a_room_raises_is_not_hidden() -> None:
     def room() -> int:
         raise ZeroDivisionError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_kit import Clock, FakeMonitor, flat, run
+from batch_kit import Clock, FakeMonitor, flat, interrupted, run
 from mempool.pressure import Level, adaptive_batches
 from mempool.pressure.batches import tally
 from support import start as start_thread
@@ -191,6 +191,18 @@ def test_an_interrupted_wait_loses_nothing_and_counts() -> None:
     assert flat(batches) == list(range(5))
 
 
+@pytest.mark.parametrize("weigher", [None, int])
+def test_ctrl_c_after_any_call_neither_loses_nor_stops_anything(weigher: Any) -> None:
+    came, step = True, 0
+    while came:
+        batches = run(range(25), 10, FakeMonitor([NORMAL, HIGH]), weigher=weigher, max_wait=1.0)
+        found, came = interrupted(step, lambda batches=batches: next(batches))
+        assert found == list(range(25)), step
+        assert batches.waited <= 1.0
+        step += 1
+    assert step > 50
+
+
 def test_an_error_keeps_nothing_alive() -> None:
     class Item:
         pass
@@ -282,6 +294,38 @@ def test_a_clock_that_jumps_neither_prolongs_nor_breaks_a_wait(jump: float) -> N
     assert flat(batches) == list(range(50))
     assert all(timeout is not None and 0 < timeout <= 1.0 for timeout in monitor.timeouts)
     assert 0.0 <= batches.waited <= 1.0
+
+
+@pytest.mark.parametrize("items", [0, 10, 20])
+def test_where_no_batch_comes_nothing_waits_or_cleans_up(items: int) -> None:
+    cleaned: list[str] = []
+    monitor = FakeMonitor()
+    batches = run(range(items), 10, monitor, cleanup=cleaned.append, max_wait=1.5)
+    for _ in range(items // 10):
+        next(batches)
+    monitor.level = CRITICAL
+    monitor.running = True
+    assert list(batches) == []
+    assert (monitor.timeouts, cleaned, batches.waited) == ([], [], 0.0)
+
+
+def test_an_error_of_the_source_is_not_waited_for() -> None:
+    monitor = FakeMonitor([HIGH] * 3)
+    batches = run(failing_at(0, OSError("broken")), 10, monitor, max_wait=1.5)
+    with pytest.raises(OSError, match="broken"):
+        next(batches)
+    assert monitor.timeouts == []
+
+
+def test_waits_are_counted_inside_a_count() -> None:
+    before = tally.read()
+
+    def work() -> None:
+        with tally._lock:  # as a signal handler finds it
+            tally.add(True, 0.5)
+
+    start_thread(work).result()
+    assert tally.read().since(before) == (1, 1, 0.5)
 
 
 # ---- cleanup between batches
@@ -404,6 +448,8 @@ def test_many_threads_at_one_run_take_each_item_once() -> None:
         ({"max_wait": None}, TypeError, "None"),
         ({"max_wait": "soon"}, ValueError, "'soon'"),
         ({"max_bytes": 5}, ValueError, "weigher"),
+        ({"weigher": 5}, TypeError, "weigher must be callable, not 5"),
+        ({"monitor": 5}, TypeError, "not 5"),
         ({"max_bytes": 1.5, "weigher": len}, TypeError, "1.5"),
     ],
 )

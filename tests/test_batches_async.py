@@ -3,13 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_kit import FakeMonitor, as_async, flat, run, run_async
+from batch_kit import FakeMonitor, as_async, flat, interrupted, run, run_async
 from mempool.pressure import AsyncBatches, Batches, Level, adaptive_batches
 
 NORMAL, ELEVATED, HIGH, CRITICAL = Level
@@ -50,6 +50,55 @@ def test_waiting_is_bounded_over_the_whole_run() -> None:
     batches = run_async(as_async(range(40)), 8, monitor, max_wait=1.5)
     assert flat(asyncio.run(every(batches))) == list(range(40))
     assert (monitor.timeouts, batches.waited) == ([1.5], 1.5)
+
+
+@pytest.mark.parametrize("items", [0, 10, 20])
+def test_where_no_batch_comes_nothing_waits_or_cleans_up(items: int) -> None:
+    async def main() -> None:
+        cleaned: list[str] = []
+        monitor = FakeMonitor()
+        batches = run_async(as_async(range(items)), 10, monitor, cleanup=cleaned.append, max_wait=1.5)
+        for _ in range(items // 10):
+            await anext(batches)
+        monitor.level = CRITICAL
+        monitor.running = True
+        assert await every(batches) == []
+        assert (monitor.timeouts, cleaned, batches.waited) == ([], [], 0.0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_ctrl_c_after_any_call_neither_loses_nor_stops_anything() -> None:
+    class Counting:
+        """Never suspends, so that no loop is needed."""
+
+        def __init__(self) -> None:
+            self.items = iter(range(25))
+
+        def __aiter__(self) -> "Counting":
+            return self
+
+        async def __anext__(self) -> int:
+            for item in self.items:
+                return item
+            raise StopAsyncIteration
+
+    def produce(batches: AsyncBatches[Any]) -> list[Any]:
+        step = batches.__anext__()
+        try:
+            step.send(None)  # type: ignore[attr-defined]
+        except StopIteration as done:
+            return cast("list[Any]", done.value)
+        raise AssertionError("it waited")
+
+    came, step = True, 0
+    while came:
+        batches = run_async(Counting(), 10, FakeMonitor([NORMAL, HIGH]), max_wait=1.0)
+        found, came = interrupted(step, lambda batches=batches: produce(batches))
+        assert found == list(range(25)), step
+        step += 1
+    assert step > 50
 
 
 def test_a_cancelled_pull_keeps_what_was_pulled() -> None:

@@ -1,5 +1,6 @@
 """`health`: what is an issue, what it costs, and what is forgotten again."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from mempool.accounting import MemoryUsage, Tracker, register_reclaimer, take_sn
 from mempool.pressure import Health, HealthCheck, Level, PressureMonitor, Thresholds
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.health import Done, Readings, judge
-from support import KIB, MIB, together
+from mempool.pressure.sources import CallableSource
+from support import KIB, MIB, start, together
 
 GB = 1_000_000_000
 
@@ -53,15 +55,27 @@ class FakeTracker:
         return self.found
 
 
+class Running(PressureMonitor):
+    """Polled by the test alone, and believed all the same."""
+
+    @property
+    def running(self) -> bool:
+        return True
+
+
 class Bench:
     """A check whose world is made by hand."""
 
-    def __init__(self, thresholds: Thresholds | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None, kind: type[PressureMonitor] = PressureMonitor) -> None:
         self.clock, self.tracker, self.usage = Clock(), FakeTracker(), usage()
         self.memory = [0]
-        self.monitor = PressureMonitor(
-            thresholds, sources=[lambda: (self.memory[0], 100)], clock=self.clock, min_dwell=0
-        )
+        source = CallableSource(lambda: (self.memory[0], 100), name="cells")
+        self.monitor = kind(thresholds, sources=[source], clock=self.clock, min_dwell=0)
+        self.begin()
+        self.check()  # what other tests left in the counters is not of this one
+        self.check(301.0)
+
+    def begin(self) -> None:
         self.checker = HealthCheck(self.monitor, self.tracker, usage=lambda: self.usage, clock=self.clock)
 
     def check(self, later: float = 10.0) -> Health:
@@ -71,9 +85,7 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Bench:
-    bench = Bench()
-    bench.check()  # what other tests left in the counters is not of this one
-    return bench
+    return Bench()
 
 
 def kinds(health: Health) -> list[tuple[str, str]]:
@@ -94,17 +106,44 @@ def test_nothing_wrong(bench: Bench) -> None:
     ("used", "severity", "score", "status"),
     [(75, "medium", 85, "strained"), (85, "high", 65, "degraded"), (95, "critical", 40, "critical")],
 )
-def test_the_level_of_the_monitor(bench: Bench, used: int, severity: str, score: int, status: str) -> None:
+def test_the_level_of_the_monitor(used: int, severity: str, score: int, status: str) -> None:
+    bench = Bench(kind=Running)
     bench.memory[0] = used
     bench.monitor.poll()
     found = bench.check()
     assert kinds(found) == [("threshold", severity)]
     assert (found.score, found.status) == (score, status)
     (issue,) = found.issues
-    assert (issue.figure, issue.limit) == (GB // 2, GB)
-    assert "500.0 MB of 1000.0 MB (machine)" in issue.message
-    assert issue.subject in issue.message
+    assert (issue.figure, issue.limit, issue.subject) == (used, 100, "cells")
+    assert "cells has 0.0 MB of 0.0 MB" in issue.message
     assert issue.advice
+
+
+def test_figures_are_those_of_whoever_decided() -> None:
+    bench = Bench(Thresholds(main=50), Running)
+    bench.memory[0] = 55
+    bench.monitor.poll()
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (55, 50, "cells")
+    bench = Bench(Thresholds(main="80MB", critical="2GB"))
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (GB // 10, 80_000_000, "process")
+    assert "100.0 MB, and the threshold is 80.0 MB" in issue.message
+    bench = Bench()
+    bench.usage = usage(available=GB // 10)
+    (issue,) = bench.check().issues
+    assert (issue.figure, issue.limit, issue.subject) == (GB * 9 // 10, GB, "machine")
+    assert "machine has 900.0 MB of 1000.0 MB" in issue.message
+
+
+def test_what_a_monitor_said_when_it_was_polled_last_is_not_told(bench: Bench) -> None:
+    bench.memory[0] = 90
+    assert bench.monitor.poll() == Level.HIGH
+    assert bench.check().issues == ()
+    with bench.monitor.simulate(Level.CRITICAL):
+        assert bench.check().status == "critical"
+    assert bench.monitor.level == Level.HIGH
+    assert bench.check().issues == ()
 
 
 def test_without_a_running_monitor_its_thresholds_judge_what_is_used(bench: Bench) -> None:
@@ -123,11 +162,12 @@ def test_a_running_monitor_is_believed(bench: Bench) -> None:
 
 def test_absolute_thresholds_judge_the_process() -> None:
     bench = Bench(Thresholds(main="800MB"))
-    bench.check()
     bench.usage = usage(rss=GB, available=GB // 2)
     assert kinds(bench.check()) == [("threshold", "critical")]
     bench.usage = usage(rss=GB // 10, available=0)
     assert bench.check().issues == ()
+    bench.usage = usage(rss=GB, limit=None, available=None)
+    assert kinds(bench.check()) == [("threshold", "critical")]
 
 
 def test_a_simulated_level_counts(bench: Bench) -> None:
@@ -183,7 +223,7 @@ def test_a_process_that_grows_is_found() -> None:
 def test_one_snapshot_in_a_second(bench: Bench) -> None:
     for _ in range(10):
         bench.check(0.25)
-    assert bench.tracker.snapshots == 1 + 2
+    assert bench.tracker.snapshots == 2 + 2
 
 
 # ---- pools, reclaimers, waits
@@ -268,6 +308,77 @@ def test_slow_reclaim() -> None:
     found = judge(Readings(usage(), work=[Done("slow", 4, 0, 0, 3.0), Done("quick", 4, 0, 0, 1.9), Done("idle")]))
     (issue,) = found.issues
     assert (issue.kind, issue.subject, issue.figure, issue.limit) == ("slow reclaim", "slow", 0.75, 0.5)
+
+
+def test_one_that_goes_hides_nothing_of_another_of_its_name(bench: Bench) -> None:
+    old, new = mempool.BufferPool(MIB, name="work"), mempool.BufferPool(MIB, name="work")
+    for _ in range(5):
+        exhaust(old)
+    lines = [bench.monitor.on(Level.HIGH, lambda event: 1 // 0) for _ in range(2)]
+    with bench.monitor.simulate(Level.HIGH):
+        pass
+    bench.check()
+    bench.check(301.0)
+    del old
+    lines[0].cancel()
+    exhaust(new)
+    with bench.monitor.simulate(Level.HIGH):
+        pass
+    assert [(issue.kind, issue.figure) for issue in bench.check().issues] == [
+        ("failing reclaim", 1),
+        ("exhausted waits", 1),
+    ]
+    new.close()
+
+
+def test_what_came_before_the_first_check_is_told_for_five_minutes(bench: Bench) -> None:
+    bench.begin()
+    pool = mempool.BufferPool(MIB, name="ahead")
+    exhaust(pool)
+    for later in (0.0, 0.5, 10.0, 280.0):
+        assert "ahead" in [issue.subject for issue in bench.check(later).issues]
+    assert bench.check(20.0).issues == ()
+    pool.close()
+
+
+def test_after_a_long_pause_only_five_minutes_count(bench: Bench) -> None:
+    pool = mempool.BufferPool(MIB, name="paused")
+    bench.check()
+    exhaust(pool)
+    (issue,) = bench.check(1200.0).issues  # nobody looked between
+    assert "in the last 1200 s" in issue.message
+    assert bench.check(290.0).issues == ()
+    pool.close()
+
+
+def test_a_coroutine_that_takes_its_time_is_no_slow_reclaim() -> None:
+    async def main() -> Health:
+        bench, went = Bench(), asyncio.Event()
+
+        @bench.monitor.on(Level.HIGH)
+        async def flush(event: object) -> None:
+            went.set()
+
+        with bench.monitor.simulate(Level.HIGH):
+            await went.wait()
+        flush.seconds = 1.2  # type: ignore[attr-defined]
+        return bench.check()
+
+    assert "slow reclaim" not in [issue.kind for issue in asyncio.run(main()).issues]
+
+
+def test_a_check_may_be_made_inside_a_check(bench: Bench) -> None:
+    def work() -> Health:
+        with bench.checker._lock:  # as a signal handler finds it
+            return bench.check()
+
+    assert start(work).result().status == "healthy"
+
+
+@pytest.mark.parametrize("wrong", [{"monitor": 5}, {"tracker": 5}])
+def test_what_is_no_monitor_or_tracker_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))} .*5"):
+        HealthCheck(**wrong)
 
 
 def test_a_clock_that_is_set_back_starts_over(bench: Bench) -> None:

@@ -77,7 +77,7 @@ def test_profiles_are_what_settings_say() -> None:
     for name in ("development", "testing", "production"):
         found = profile(name).said()
         assert found.pop("profile") == name
-        assert found == PROFILES[name]
+        assert found == {setting: value for setting, value in PROFILES[name].items() if value is not None}
     assert profile("development").leak_detection == "full"
     assert profile("production").leak_detection == "sampled"
 
@@ -107,6 +107,16 @@ def test_another_process_reads_them_from_its_environment(run_python: Run) -> Non
     wanted = recommend("16GB")
     code = "from mempool.pressure import Settings, recommend; assert Settings.current() == recommend('16GB')"
     run_python(code, env={**CLEAN, **wanted.environment()})
+
+
+@pytest.mark.parametrize("seconds", [5e-05, 1e9, 120.0, 1 / 3, 1e-300, float("inf"), 7])
+def test_an_interval_is_read_back_as_it_was(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempool.settings, "_configured", {})
+    for name, text in Settings(gc_interval_seconds=seconds, threshold_mb=1e-05).environment().items():
+        monkeypatch.setenv(name, text)
+    found = Settings.current()
+    assert found.gc_interval_seconds == (None if seconds == float("inf") else seconds)
+    assert found.threshold_mb == 1e-05
 
 
 def test_an_application_that_is_refused_changes_nothing() -> None:

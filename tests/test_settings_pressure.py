@@ -1,6 +1,7 @@
 """Settings of pressure: thresholds, interval, batches, profiles; who is told when they change."""
 
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 
 import mempool
 from mempool import settings
+from mempool.pressure import PressureMonitor
 from mempool.settings import lookup
+from support import start
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = (
@@ -67,6 +70,7 @@ def test_the_environment(clean: pytest.MonkeyPatch, name: str, text: str, value:
         ("CRITICAL_THRESHOLD_MB", "1e300"),
         ("GC_INTERVAL_SECONDS", "often"),
         ("GC_INTERVAL_SECONDS", "-1"),
+        ("GC_INTERVAL_SECONDS", "20000w"),
         ("BATCH_SIZE", "1.5"),
         ("BATCH_SIZE", "0"),
         ("BATCH_SIZE", "9" * 40),
@@ -90,6 +94,7 @@ def test_nonsense_in_the_environment_names_variable_and_value(clean: pytest.Monk
         ({"critical_threshold_mb": -1.5}, ValueError, "-1.5"),
         ({"threshold_mb": 100, "critical_threshold_mb": 99}, ValueError, "99"),
         ({"gc_interval_seconds": True}, TypeError, "True"),
+        ({"batch_size": 5, "gc_interval_seconds": "20000w"}, ValueError, "'20000w'"),
         ({"gc_interval_seconds": float("nan")}, ValueError, "nan"),
         ({"batch_size": 10.0}, TypeError, "10.0"),
         ({"batch_size": 0}, ValueError, "0"),
@@ -119,6 +124,45 @@ def test_thresholds_are_compared_with_what_holds_already(clean: pytest.MonkeyPat
     assert lookup("threshold_mb") == 100
     mempool.configure(threshold_mb=200, critical_threshold_mb=None)
     assert lookup("critical_threshold_mb") is None
+
+
+def test_thresholds_that_fall_name_where_they_come_from(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv("MEMPOOL_THRESHOLD_MB", "2000")
+    clean.setenv("MEMPOOL_CRITICAL_THRESHOLD_MB", "1000")
+    with pytest.raises(ValueError, match=r"MEMPOOL_CRITICAL_THRESHOLD_MB of 1000 .* MEMPOOL_THRESHOLD_MB of 2000"):
+        PressureMonitor(sources=[])
+    with pytest.raises(ValueError, match=r"critical_threshold_mb of 1500 .* MEMPOOL_THRESHOLD_MB of 2000"):
+        mempool.configure(critical_threshold_mb=1500)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"critical_threshold_mb": 1e-7}, {"threshold_mb": 1e-7}, {"threshold_mb": 1e-7, "critical_threshold_mb": 1e-7}],
+)
+def test_what_configure_takes_a_monitor_takes_too(clean: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
+    mempool.configure(**values)
+    assert PressureMonitor(sources=[]).thresholds.points[1:] == (1, 1)
+
+
+def test_what_is_refused_undoes_nothing_of_another_thread(clean: pytest.MonkeyPatch) -> None:
+    inside, others = threading.Event(), []
+
+    def refuse(changed: Mapping[str, object]) -> None:
+        if changed.get("batch_size") != 9:
+            return
+        others.append(start(lambda: mempool.configure(batch_size=11)))
+        inside.wait(0.2)  # the other one gets there, if it may
+        raise LookupError("no")
+
+    def told(changed: Mapping[str, object]) -> None:
+        inside.set()
+
+    settings.follow(told)
+    clean.setattr(settings, "_listeners", [refuse])
+    with pytest.raises(LookupError):
+        mempool.configure(batch_size=9)
+    others[0].result()
+    assert lookup("batch_size") == 11
 
 
 def test_a_listener_that_refuses_undoes_what_was_told(clean: pytest.MonkeyPatch) -> None:
@@ -167,8 +211,8 @@ def test_another_profile_changes_only_what_nobody_names(clean: pytest.MonkeyPatc
     mempool.configure(profile="development")
     mempool.configure(profile="production", leak_detection="off")
     assert told == [
-        {"profile": "development", "leak_detection": "full"},
-        {"profile": "production", "leak_detection": "off"},
+        {"profile": "development", "leak_detection": "full", "gc_interval_seconds": None},
+        {"profile": "production", "leak_detection": "off", "gc_interval_seconds": 300.0},
     ]
 
 
@@ -189,6 +233,23 @@ def test_the_default_pool_follows_the_profile(run_python: Run) -> None:
         mempool.configure(profile="testing")
         assert pool.leak_detection == "sampled"
     """
+    run_python(code, env={**CLEAN, "MEMPOOL_PROFILE": "production"})
+
+
+def test_production_cleans_up_every_five_minutes(run_python: Run) -> None:
+    code = """
+        import mempool
+        assert mempool.pressure.process_schedule() is None
+        mempool.configure(profile="production")
+        assert mempool.pressure.process_schedule().interval == 300
+        mempool.configure(gc_interval_seconds=0)
+        assert mempool.pressure.process_schedule() is None
+        mempool.configure(gc_interval_seconds="1h")
+        mempool.configure(profile="testing")
+        assert mempool.pressure.process_schedule().interval == 3600
+    """
+    run_python(code, env=CLEAN)
+    code = "import mempool; assert mempool.pressure.process_schedule().interval == 300"
     run_python(code, env={**CLEAN, "MEMPOOL_PROFILE": "production"})
 
 

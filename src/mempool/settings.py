@@ -6,6 +6,7 @@ The variables are ``MEMPOOL_LIMIT``, ``MEMPOOL_LEAK_DETECTION``, ``MEMPOOL_THRES
 
 import os
 import sys
+from _thread import TIMEOUT_MAX, RLock  # `threading` would have to be imported
 
 from mempool.units import parse_duration, parse_size, shown
 
@@ -20,12 +21,13 @@ MEGABYTE = 1_000_000  # as "MB" in a size
 
 # What a profile says where nobody says otherwise; every profile names the same settings.
 PROFILES: "dict[str, dict[str, object]]" = {
-    "development": {"leak_detection": "full", "batch_size": 100},
-    "testing": {"leak_detection": "full", "batch_size": 10},
-    "production": {"leak_detection": "sampled", "batch_size": 100},
+    "development": {"leak_detection": "full", "gc_interval_seconds": None, "batch_size": 100},
+    "testing": {"leak_detection": "full", "gc_interval_seconds": None, "batch_size": 10},
+    "production": {"leak_detection": "sampled", "gc_interval_seconds": 300.0, "batch_size": 100},
 }
 
 _configured: dict[str, object] = {}
+_configuring = RLock()  # a signal handler or a listener may configure too
 _listeners: "list[Callable[[Mapping[str, object]], None]]" = []  # may refuse
 _followers: "list[Callable[[Mapping[str, object]], None]]" = []  # are told when it is done
 
@@ -89,10 +91,12 @@ def parse_megabytes(value: object, name: str = "megabytes") -> float | int | Non
 
 
 def parse_interval(value: object, name: str = "interval") -> float | None:
-    """Return seconds; None for none, which zero and infinity mean too."""
+    """Return seconds; None for none, which zero and infinity mean too. `ValueError` for more than a thread can sleep."""
     if value is None:
         return None
     seconds = parse_duration(value, name)
+    if TIMEOUT_MAX < seconds < float("inf"):
+        raise ValueError(f"{name} must be at most {TIMEOUT_MAX:.0f} seconds, or infinite for never, got {value!r}")
     return seconds if 0 < seconds < float("inf") else None
 
 
@@ -146,11 +150,20 @@ def configure(**settings: object) -> None:
         if name not in _PARSERS:
             raise TypeError(f"configure() has no setting {name!r}; there are {', '.join(_PARSERS)}")
         parsed[name] = _PARSERS[name](value, name)
+    with _configuring:  # or what is undone might be what another thread has set meanwhile
+        changed = _change(parsed)
+    for follower in list(_followers):
+        follower(changed)
+
+
+def _change(parsed: "dict[str, object]") -> "dict[str, object]":
+    """Set what was parsed, or nothing if it is refused; what changed by that."""
     before = {name: _configured[name] for name in parsed if name in _configured}
-    _configured.update(parsed)
     try:
+        _configured.update(parsed)
         changed = _with_profile(parsed)
-        _check_thresholds(parsed)
+        if "threshold_mb" in parsed or "critical_threshold_mb" in parsed:
+            thresholds()
         for listener in _listeners:
             listener(changed)
     except BaseException:
@@ -158,8 +171,7 @@ def configure(**settings: object) -> None:
             _configured.pop(name, None)
         _configured.update(before)
         raise
-    for follower in list(_followers):
-        follower(changed)
+    return changed
 
 
 def follow(follower: "Callable[[Mapping[str, object]], None]") -> None:
@@ -195,9 +207,28 @@ def _with_profile(parsed: "dict[str, object]") -> "dict[str, object]":
     return {name: lookup(name) for name in spoken_for if name not in _configured} | parsed
 
 
-def _check_thresholds(parsed: "dict[str, object]") -> None:
-    if "threshold_mb" not in parsed and "critical_threshold_mb" not in parsed:
-        return
-    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
-    if isinstance(main, int | float) and isinstance(critical, int | float) and critical < main:
-        raise ValueError(f"critical_threshold_mb of {critical} is below threshold_mb of {main}")
+def thresholds() -> tuple[int | None, int | None]:
+    """Return the bytes that ``threshold_mb`` and ``critical_threshold_mb`` stand for; `ValueError` if they fall."""
+    main, critical = _bytes_of("threshold_mb"), _bytes_of("critical_threshold_mb")
+    if main is not None and critical is not None and critical < main:
+        upper, lower = _origin("critical_threshold_mb"), _origin("threshold_mb")
+        raise ValueError(f"{upper} of {lookup('critical_threshold_mb')} is below {lower} of {lookup('threshold_mb')}")
+    return main, critical
+
+
+def _bytes_of(name: str) -> int | None:
+    megabytes = lookup(name)
+    return max(1, int(megabytes * MEGABYTE)) if isinstance(megabytes, int | float) else None
+
+
+def _origin(name: str) -> str:
+    return name if name in _configured else "MEMPOOL_" + name.upper()
+
+
+def _after_fork() -> None:
+    global _configuring
+    _configuring = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

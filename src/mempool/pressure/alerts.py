@@ -1,11 +1,12 @@
 """Alerts through `logging`, rate-limited."""
 
 import logging
-import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mempool.accounting._locks import ProcessLock
 from mempool.pressure.levels import Level, PressureEvent
 from mempool.units import parse_duration
 
@@ -17,6 +18,7 @@ __all__ = ["Alerts", "alerts"]
 _Severity = Literal["medium", "high", "critical"]
 
 SEVERITIES: dict[Level, _Severity] = {Level.ELEVATED: "medium", Level.HIGH: "high", Level.CRITICAL: "critical"}
+MOST_KINDS = 1000  # that are remembered: names of pools may be new for ever
 LOGGING: dict[str, int] = {"medium": logging.WARNING, "high": logging.ERROR, "critical": logging.CRITICAL}
 
 
@@ -40,14 +42,15 @@ class Alerts:
     logger : logging.Logger, optional
         Where to; None: ``mempool.alerts``. Medium is logged as WARNING, high as ERROR, critical as CRITICAL, relief as INFO.
     interval : float or str
-        Seconds between two alerts of the same kind and severity. What is left out is counted in the next.
+        Seconds between two alerts of the same kind and severity. What is left out is counted in the next. Of kinds (an issue's
+        subject is part of it) the last thousand are remembered.
     clock : callable
         Returns seconds.
 
     Raises
     ------
     TypeError, ValueError
-        For an interval that is no duration.
+        For an interval that is no duration, and what is no logger.
     """
 
     def __init__(
@@ -57,11 +60,13 @@ class Alerts:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if logger is not None and not callable(getattr(logger, "log", None)):
+            raise TypeError(f"logger must be a logging.Logger or None, not {logger!r}")
         self._logger = logging.getLogger("mempool.alerts") if logger is None else logger
         self._interval = parse_duration(interval, "interval")
         self._clock = clock
-        self._lock = threading.Lock()
-        self._last: dict[tuple[str, str], tuple[float, int]] = {}
+        self._lock = ProcessLock()  # a signal handler that runs inside may report too
+        self._last: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
         self._alerted = False
         self._registrations: list[_Registration] = []
 
@@ -110,7 +115,10 @@ class Alerts:
             if last is not None and 0 <= now - last < self._interval:
                 self._last[kind, severity] = last, left_out + 1
                 return None
+            self._last.pop((kind, severity), None)
             self._last[kind, severity] = now, 0
+            if len(self._last) > MOST_KINDS:
+                self._last.popitem(last=False)
             return left_out
 
 
@@ -137,8 +145,10 @@ def alerts(
     Raises
     ------
     TypeError, ValueError
-        For an interval that is no duration.
+        For an interval that is no duration, and what is no monitor or no logger.
     """
+    if not callable(getattr(monitor, "on_relief", None)):
+        raise TypeError(f"monitor must be a PressureMonitor, not {monitor!r}")
     made = Alerts(logger, interval, clock=clock)
     made._registrations.append(monitor.on(Level.ELEVATED, made, priority=_LAST, weak=False))
     made._registrations.append(monitor.on_relief(made.relieved, priority=_LAST, weak=False))

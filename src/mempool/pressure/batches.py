@@ -6,6 +6,10 @@
 
 Invariant: every item of the source is in exactly one batch, in order. A generator was rejected: what is thrown into it ends it,
 with the items that it holds; and its frame would keep the batch that the consumer is done with.
+
+Ctrl-C comes after a call, never between two steps that call nothing. So who makes a batch is marked in a dict within the try that
+clears the mark, and the items of a batch leave what is held last, with no call between that and the return. A lock was rejected:
+it may be taken and the try not yet entered.
 """
 
 import os
@@ -14,7 +18,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 from operator import index
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload, runtime_checkable
 
 from mempool._system import limits
 from mempool.pressure.cleanup import Mode
@@ -33,6 +37,7 @@ LOOK_EVERY = 0.01  # seconds between two polls of a monitor that does not run, a
 MODES: tuple[Mode, ...] = ("light", "standard", "aggressive")
 
 
+@runtime_checkable
 class Monitor(Protocol):
     """What batches need of a `PressureMonitor`."""
 
@@ -63,22 +68,24 @@ class _Tally:
     """Waits of all runs, in all threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waits = Waits()
+        self._start_over()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._start_over)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
-        self._waits = Waits()
+        self._lock = threading.RLock()  # a signal handler that runs inside may make batches too
+        self._begun = self._exhausted = 0
+        self._seconds = 0.0
 
     def add(self, exhausted: bool, seconds: float) -> None:
         with self._lock:
-            before = self._waits
-            self._waits = Waits(before.begun + 1, before.exhausted + exhausted, before.seconds + seconds)
+            self._begun += 1
+            self._exhausted += exhausted
+            self._seconds += seconds
 
     def read(self) -> Waits:
-        return self._waits
+        with self._lock:
+            return Waits(self._begun, self._exhausted, self._seconds)
 
 
 tally = _Tally()
@@ -102,7 +109,7 @@ class _Run(Generic[T]):
         self._weights: list[int] = []
         self._error: Exception | None = None
         self._ended = False
-        self._busy = threading.Lock()
+        self._busy: dict[str, object] = {}  # who makes a batch: setdefault is atomic
         self._level = Level.NORMAL
         self._stage, self._looked = 0, float("-inf")
         self._size, self._budget, self._counted, self._total = 0, cast("int | None", None), 0, 0
@@ -134,6 +141,10 @@ class _Run(Generic[T]):
             self._looked = now
             self._monitor._catch_up(LOOK_EVERY)
         return self._monitor.level
+
+    def _holds_up(self, level: Level) -> bool:
+        """Say whether a cleanup or a wait is due, which nobody needs unless a batch comes."""
+        return (self._cleanup is not None and level > self._stage) or (level >= Level.HIGH and self._left > 0)
 
     def _due(self, level: Level) -> Mode | None:
         """Return the cleanup that is due: the next stage that the level allows, again only after it was lower."""
@@ -190,12 +201,10 @@ class _Run(Generic[T]):
         return False
 
     def _take(self, count: int) -> list[T]:
+        """Return the batch, which is still held."""
         nbytes = None if self._weigher is None else sum(self._weights[:count])
         self._sizer.record(count, nbytes)
-        del self._weights[:count]
-        batch = self._held[:count]
-        del self._held[:count]
-        return batch
+        return self._held[:count]
 
     def _raise_held(self) -> None:
         """Raise what the source raised, once all that came before it is handed over."""
@@ -220,14 +229,19 @@ class Batches(_Run[T], Iterator[list[T]]):
         return self
 
     def __next__(self) -> list[T]:
-        if not self._busy.acquire(blocking=False):
-            raise ValueError("batches are already being made, in another thread or by the source itself")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise ValueError("batches are already being made, in another thread or by the source itself")
             batch = self._next()
+            count = len(batch)
+            del self._weights[:count]
+            del self._held[:count]
         except StopIteration as error:
             raise RuntimeError("a weigher, monitor or cleanup raised StopIteration") from error
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
         if not batch:
             raise StopIteration
         return batch
@@ -239,12 +253,16 @@ class Batches(_Run[T], Iterator[list[T]]):
             return []
         self._begin(self._make_room())
         while (count := self._ready()) is None:
-            self._pull()
+            self._pull(1 if self._weigher is not None else min(PIECE, self._size - len(self._held)))
         self._raise_held()
         return self._take(count)
 
     def _make_room(self) -> Level:
         level = self._look()
+        if not self._held and self._holds_up(level):
+            self._pull(1)
+            if not self._held:
+                return level
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             self._cleanup(mode)
@@ -259,11 +277,11 @@ class Batches(_Run[T], Iterator[list[T]]):
             self._account(relieved, self._clock() - began, whole)
         return self._look(again=True)
 
-    def _pull(self) -> None:
+    def _pull(self, count: int) -> None:
         """Pull in one step that Ctrl-C cannot cut between source and list."""
-        wanted = len(self._held) + (1 if self._weigher is not None else min(PIECE, self._size - len(self._held)))
+        wanted = len(self._held) + count
         try:
-            self._held.extend(islice(self._source, wanted - len(self._held)))
+            self._held.extend(islice(self._source, count))
         except Exception as error:
             self._error = error
             return
@@ -281,23 +299,29 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
         return self
 
     async def __anext__(self) -> list[T]:
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("batches are already being made, in another task or by the source itself")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise RuntimeError("batches are already being made, in another task or by the source itself")
             batch = await self._next()
+            count = len(batch)
+            del self._weights[:count]
+            del self._held[:count]
         except StopAsyncIteration as error:
             raise RuntimeError("a weigher, monitor or cleanup raised StopAsyncIteration") from error
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
         if not batch:
             raise StopAsyncIteration
         return batch
 
     async def aclose(self) -> None:
         """End the run, and the source if it can be closed. What it held is dropped."""
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("batches cannot be closed while one is being made")
+        mine = object()
         try:
+            if self._busy.setdefault("by", mine) is not mine:
+                raise RuntimeError("batches cannot be closed while one is being made")
             self._ended, self._error = True, None
             self._held.clear()
             self._weights.clear()
@@ -305,7 +329,8 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
             if close is not None:
                 await close()
         finally:
-            self._busy.release()
+            if self._busy == {"by": mine}:
+                del self._busy["by"]
 
     async def _next(self) -> list[T]:
         """Return the next batch, an empty one at the end."""
@@ -320,6 +345,10 @@ class AsyncBatches(_Run[T], AsyncIterator[list[T]]):
 
     async def _make_room(self) -> Level:
         level = self._look()
+        if not self._held and self._holds_up(level):
+            await self._pull()
+            if not self._held:
+                return level
         mode = self._due(level)
         if mode is not None and self._cleanup is not None:
             await self._clean(self._cleanup, mode)
@@ -449,7 +478,7 @@ def adaptive_batches(
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none or out of order, `max_bytes` without a weigher, and what cannot be iterated.
+        For sizes that are none or out of order, `max_bytes` without a weigher, and what cannot be iterated, weigh or watch.
 
     Examples
     --------
@@ -457,6 +486,10 @@ def adaptive_batches(
     >>> [len(batch) for batch in adaptive_batches(range(250), max_wait=0)]
     [100, 100, 50]
     """
+    if weigher is not None and not callable(weigher):
+        raise TypeError(f"weigher must be callable, not {weigher!r}")
+    if monitor is not None and not isinstance(monitor, Monitor):
+        raise TypeError(f"monitor must be a PressureMonitor or None, not {monitor!r}")
     if max_bytes is not None and weigher is None:
         raise ValueError(f"max_bytes of {max_bytes!r} needs a weigher")
     room = None if weigher is None else _RoomLeft()

@@ -8,22 +8,22 @@ and thrashing if it is called regularly.
 """
 
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from mempool import _core, _reclaim
 from mempool._records import PoolStats
+from mempool.accounting._locks import ProcessLock
 from mempool.accounting.tracker import Tracker
 from mempool.accounting.usage import MemoryUsage, memory_usage
 from mempool.pressure.alerts import SEVERITIES, _Severity
 from mempool.pressure.batches import Waits, tally
 from mempool.pressure.default import default_monitor
-from mempool.pressure.levels import Level, PressureEvent, Thresholds
-from mempool.pressure.records import MonitorStats
+from mempool.pressure.levels import Level, Thresholds
+from mempool.pressure.monitor import PressureMonitor
 
 __all__ = ["Health", "HealthCheck", "Issue", "health"]
 
@@ -91,28 +91,7 @@ class Health:
         return "\n".join([f"{self.status}, {self.score} of 100", *rows])
 
 
-class Monitor(Protocol):
-    """What is asked of a `PressureMonitor`."""
-
-    @property
-    def level(self) -> Level:
-        """The level now."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it polls on its own."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Where levels begin."""
-
-    def history(self) -> Sequence[PressureEvent]:
-        """Return its last events."""
-
-    def stats(self) -> MonitorStats:
-        """Return its counts."""
-
-
+@runtime_checkable
 class Tracked(Protocol):
     """What is asked of a `Tracker`."""
 
@@ -125,7 +104,7 @@ class Tracked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What something that makes room did: a callback of a monitor, or a reclaimer, whose time nobody measures."""
+    """What something that makes room did: a callback of a monitor, or what nobody waits for: a reclaimer, a coroutine function."""
 
     name: str
     calls: int = 0
@@ -136,11 +115,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All that is judged. Counts are those of the window, whose name is `span`."""
+    """All that is judged.
+
+    The figures are those of the source that decided; with `by_bytes` the limit is a threshold. Counts are those of the window,
+    whose name is `span`.
+    """
 
     usage: MemoryUsage
     level: Level = Level.NORMAL
     source: str = ""
+    used: float | None = None
+    limit: float | None = None
+    by_bytes: bool = False
     pools: Sequence[tuple[str, PoolStats]] = ()
     exhausted: dict[str, int] = field(default_factory=dict)
     work: Sequence[Done] = ()
@@ -161,18 +147,21 @@ def _threshold(readings: Readings) -> Iterator[Issue]:
     severity = SEVERITIES.get(readings.level)
     if severity is None:
         return
-    usage = readings.usage
-    if usage.limit is None or usage.available is None:
-        used, where = usage.rss, ""
+    used, limit, what = readings.used, readings.limit, "limit"
+    if used is None:
+        used, limit = readings.usage.rss, None
+        figures = f"{readings.source} says so, and {_mb(used)} are resident"
+    elif readings.by_bytes and limit is not None:
+        figures, what = f"{readings.source} has {_mb(used)}, and the threshold is {_mb(limit)}", "threshold"
     else:
-        used, where = usage.limit - usage.available, f" of {_mb(usage.limit)} ({usage.limit_source})"
+        figures = f"{readings.source} has {_mb(used)}" + ("" if limit is None else f" of {_mb(limit)}")
     yield Issue(
         "threshold",
         severity,
         used,
-        usage.limit,
-        f"memory pressure is {readings.level.name} ({readings.source}): {_mb(used)}{where} are used",
-        "call mempool.cleanup('aggressive'), shrink caches and batches, or raise the limit",
+        limit,
+        f"memory pressure is {readings.level.name}: {figures}",
+        f"call mempool.cleanup('aggressive'), shrink caches and batches, or raise the {what}",
         readings.source,
     )
 
@@ -248,12 +237,13 @@ def judge(readings: Readings) -> Health:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counters at one moment."""
+    """Counters at one moment, of each pool and each callable for itself: names may be shared, and those who bear them go."""
 
     time: float
-    pools: dict[str, int]
-    work: dict[str, Done]
+    pools: Mapping[Hashable, tuple[str, int]]
+    work: Mapping[Hashable, Done]
     waits: Waits
+    first: bool = False
 
 
 class HealthCheck:
@@ -263,25 +253,34 @@ class HealthCheck:
     ----------
     monitor : PressureMonitor, optional
         Whose level and callbacks are judged. None: `default_monitor`. Where it does not run, its thresholds judge what is used
-        now, and nothing is called.
+        now, whatever it said when it was polled last, and nothing is called; a level that it simulates counts.
     tracker : Tracker, optional
         Whose pattern tells of leaks and thrashing. It gets a snapshot at each check, at most one in a second. None: one of its own.
     usage, clock : callable
         Where readings and seconds come from.
+
+    Raises
+    ------
+    TypeError
+        For what is no monitor or no tracker.
     """
 
     def __init__(
         self,
-        monitor: Monitor | None = None,
+        monitor: PressureMonitor | None = None,
         tracker: Tracked | None = None,
         *,
         usage: Callable[[], MemoryUsage] = memory_usage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if monitor is not None and not isinstance(monitor, PressureMonitor):
+            raise TypeError(f"monitor must be a PressureMonitor or None, not {monitor!r}")
+        if tracker is not None and not isinstance(tracker, Tracked):
+            raise TypeError(f"tracker must have snapshot() and pattern(), or be None, not {tracker!r}")
         self._monitor, self._usage, self._clock = monitor, usage, clock
         self._tracker: Tracked = Tracker() if tracker is None else tracker
-        self._lock = threading.Lock()
-        self._window: deque[Counts] = deque()
+        self._lock = ProcessLock()
+        self._window: tuple[Counts, ...] = ()
 
     def check(self) -> Health:
         """Return the health of the process now.
@@ -293,92 +292,115 @@ class HealthCheck:
         """
         usage, now = self._usage(), self._clock()
         monitor = default_monitor() if self._monitor is None else self._monitor
-        pools = [(pool.name, pool.stats()) for pool in _core._pools()]
-        counts = Counts(now, _exhausted_of(pools), _work_of(monitor), tally.read())
+        known = [(weakref.ref(pool), pool.name, pool.stats()) for pool in _core._pools()]
+        exhausted: dict[Hashable, tuple[str, int]] = {pool: (name, stats.exhausted) for pool, name, stats in known}
+        pools = [(name, stats) for _, name, stats in known]
+        counts = Counts(now, exhausted, _work_of(monitor), tally.read())
         before, fresh = self._slide(counts)
         if fresh:
             self._tracker.snapshot()
-        level, source = _level(monitor, usage)
+        decided = _level(monitor, usage)
         pattern = self._tracker.pattern(noise=max(LEAST_CHANGE, usage.rss // 20))
         evidence = str(getattr(pattern, "evidence", ""))
-        return judge(_readings(before, counts, usage, level, source, pools, str(pattern), evidence))
+        return judge(_readings(before, counts, usage, decided, pools, str(pattern), evidence))
 
-    def _slide(self, counts: Counts) -> tuple[Counts | None, bool]:
-        """Return the counts at the begin of the window, None if it is the begin of the program, and whether a second went by."""
+    def _slide(self, counts: Counts) -> tuple[Counts, bool]:
+        """Return the counts at the begin of the window, and whether a second went by.
+
+        It begins five minutes ago, or at the last check if that is longer ago. At the first check it begins with nothing, so
+        that what happened before is told for five minutes.
+        """
         with self._lock:
-            window = self._window
-            if window and counts.time < window[-1].time:  # a clock that was set back
-                window.clear()
-            while len(window) > 1 and window[1].time <= counts.time - WINDOW:
-                window.popleft()
-            before = window[0] if window and window[0].time < counts.time else None
-            fresh = not window or counts.time - window[-1].time >= 1.0
-            if fresh:
-                window.append(counts)
-            return before, fresh
+            window = self._window or (Counts(counts.time, {}, {}, Waits(), first=True),)
+            if counts.time < window[-1].time:  # a clock that was set back
+                window = (counts,)
+            while len(window) > 1 and window[0].time < counts.time - WINDOW:
+                window = window[1:]
+            fresh = not self._window or window[-1] is counts or counts.time - window[-1].time >= 1.0
+            self._window = (*window, counts) if fresh else window
+            return window[0], fresh
 
 
-def _exhausted_of(pools: Sequence[tuple[str, PoolStats]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name, stats in pools:
-        found[name] = found.get(name, 0) + stats.exhausted
+def _work_of(monitor: PressureMonitor) -> dict[Hashable, Done]:
+    """Return what each callback and each reclaimer did."""
+    found: dict[Hashable, Done] = {}
+    for one in monitor._callbacks.all():
+        found[weakref.ref(one)] = Done(
+            one.name, one.calls, one.errors, one.freed, 0.0 if one._is_async else one.seconds
+        )
+    for other in _reclaim._in_order():
+        found[other._number] = Done(other.name, other.calls, other.errors, other.freed)
     return found
 
 
-def _work_of(monitor: Monitor) -> dict[str, Done]:
-    """Return what each callback and each reclaimer did; those of one name together."""
-    found: dict[str, Done] = {}
-    done = [Done(one.name, one.calls, one.errors, one.freed, one.seconds) for one in monitor.stats().callbacks]
-    done += [Done(one.name, one.calls, one.errors, one.freed) for one in _reclaim.reclaimers()]
-    for one in done:
-        found[one.name] = _sum(found.get(one.name, Done(one.name)), one, 1)
-    return found
+def _since(one: Done, before: Done | None) -> Done:
+    if before is None:
+        return one
+    calls, errors, freed = one.calls - before.calls, one.errors - before.errors, one.freed - before.freed
+    return Done(one.name, calls, errors, freed, one.seconds - before.seconds)
 
 
-def _sum(one: Done, other: Done, sign: int) -> Done:
-    """Return the counts of both together, or of the first without the second."""
-    return Done(
-        one.name,
-        max(0, one.calls + sign * other.calls),
-        max(0, one.errors + sign * other.errors),
-        max(0, one.freed + sign * other.freed),
-        max(0.0, one.seconds + sign * other.seconds),
-    )
+class Decided(NamedTuple):
+    """A level, and who decided it by which figures."""
+
+    level: Level
+    source: str = ""
+    used: float | None = None
+    limit: float | None = None
+    by_bytes: bool = False
 
 
-def _level(monitor: Monitor, usage: MemoryUsage) -> tuple[Level, str]:
-    """Return the level, and who says so; where no monitor runs, the thresholds and what is used now may say a higher one."""
-    level, source = monitor.level, "monitor"
-    history = monitor.history()
-    if history and history[-1].level == level:
-        source = history[-1].source
-    if monitor.running or usage.limit is None or usage.available is None:
-        return level, source
-    thresholds = monitor.thresholds
-    used = usage.rss if thresholds.absolute else usage.limit - usage.available
-    figure = thresholds.figure(used, usage.limit, "own")
-    judged = Level.NORMAL if figure is None else thresholds.entered(figure)
-    return (judged, "memory_usage") if judged > level else (level, source)
+def _level(monitor: PressureMonitor, usage: MemoryUsage) -> Decided:
+    """Return what the monitor says; of one that does not run, whose level may be long over, only what it simulates counts."""
+    told = _told(monitor)
+    if monitor.running:
+        return told
+    judged = _judged(monitor.thresholds, usage)
+    return told if told.source == "simulated" and told.level > judged.level else judged
+
+
+def _told(monitor: PressureMonitor) -> Decided:
+    level, thresholds = monitor.level, monitor.thresholds
+    event = next((event for event in reversed(monitor.history()) if event.level == level), None)
+    if event is None:
+        return Decided(level, "monitor")
+    used = event.used
+    if level and used is not None and thresholds.absolute and used >= thresholds.points[0]:
+        return Decided(level, event.source, used, thresholds.bytes_at(level, None), by_bytes=True)
+    return Decided(level, event.source, used, event.limit)
+
+
+def _judged(thresholds: Thresholds, usage: MemoryUsage) -> Decided:
+    """Hold thresholds against what is used now: those in bytes against what is resident, shares against the limit that binds."""
+    used: int | None = usage.rss
+    limit, source = usage.limit, "process"
+    if not thresholds.absolute:
+        source = usage.limit_source or "memory_usage"
+        used = None if limit is None or usage.available is None else limit - usage.available
+    figure = thresholds.figure(used, limit, "own")
+    level = Level.NORMAL if figure is None else thresholds.entered(figure)
+    if level and thresholds.absolute:
+        return Decided(level, source, used, thresholds.bytes_at(level, None), by_bytes=True)
+    return Decided(level, source, used, limit)
 
 
 def _readings(
-    before: Counts | None,
+    before: Counts,
     now: Counts,
     usage: MemoryUsage,
-    level: Level,
-    source: str,
+    decided: Decided,
     pools: Sequence[tuple[str, PoolStats]],
     pattern: str,
     evidence: str,
 ) -> Readings:
     """Return what is judged: of counts what came since `before`."""
-    exhausted, work, waits, span = now.pools, list(now.work.values()), now.waits, "since the program began"
-    if before is not None:
-        exhausted = {name: max(0, count - before.pools.get(name, 0)) for name, count in now.pools.items()}
-        work = [_sum(one, before.work.get(one.name, Done(one.name)), -1) for one in now.work.values()]
-        waits = now.waits.since(before.waits)
-        span = f"in the last {now.time - before.time:.0f} s"
-    return Readings(usage, level, source, pools, exhausted, work, waits, span, pattern, evidence)
+    exhausted: dict[str, int] = {}
+    for pool, (name, count) in now.pools.items():
+        exhausted[name] = exhausted.get(name, 0) + count - before.pools.get(pool, (name, 0))[1]
+    work = [_since(one, before.work.get(key)) for key, one in now.work.items()]
+    span = "since the program began" if before.first else f"in the last {now.time - before.time:.0f} s"
+    waits = now.waits.since(before.waits)
+    return Readings(usage, *decided, pools, exhausted, work, waits, span, pattern, evidence)
 
 
 _of_process: dict[str, HealthCheck] = {}  # setdefault is atomic

@@ -1,7 +1,7 @@
 """What a monitor goes by, and what may be set while it runs; what it does not say, the settings of the process do."""
 
 from mempool.pressure.levels import CRITICAL_OVER_MAIN, Thresholds
-from mempool.settings import MEGABYTE, lookup
+from mempool.settings import thresholds as configured_thresholds
 from mempool.units import parse_duration
 
 __all__ = ["Options"]
@@ -79,14 +79,11 @@ class Options:
 
 
 def _default_thresholds() -> Thresholds:
-    """Return what the settings say of thresholds, in megabytes of 1 000 000 bytes; fractions if they say nothing."""
-    main, critical = lookup("threshold_mb"), lookup("critical_threshold_mb")
+    """Return what the settings say of thresholds; fractions if they say nothing."""
+    main, critical = configured_thresholds()
     if main is None and critical is None:
         return _DEFAULT
     if main is None:
-        return Thresholds(int(float(str(critical)) * MEGABYTE / CRITICAL_OVER_MAIN), _size(critical))
-    return Thresholds(_size(main), None if critical is None else _size(critical))
-
-
-def _size(megabytes: object) -> int:
-    return max(1, int(float(str(megabytes)) * MEGABYTE))
+        assert critical is not None
+        main = max(1, int(critical / CRITICAL_OVER_MAIN))
+    return Thresholds(main, critical)

@@ -74,7 +74,17 @@ class Settings:
         >>> Settings(profile="testing", batch_size=5).environment()
         {'MEMPOOL_PROFILE': 'testing', 'MEMPOOL_BATCH_SIZE': '5'}
         """
-        return {"MEMPOOL_" + name.upper(): str(value) for name, value in self.said().items()}
+        return {"MEMPOOL_" + name.upper(): _text(value) for name, value in self.said().items()}
+
+
+def _text(value: object) -> str:
+    """Return a value as `lookup` reads it: no exponents, and no infinity, which means never."""
+    text = str(value)
+    if not isinstance(value, float) or "e" not in text:
+        return "0" if value == float("inf") else text
+    from decimal import Decimal
+
+    return format(Decimal(text), "f")
 
 
 def profile(name: str) -> Settings:

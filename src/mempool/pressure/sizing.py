@@ -12,11 +12,13 @@ shows only after the batch, so that it would overshoot by one batch, the one tha
 """
 
 import logging
+import sys
 from collections.abc import Callable
+from operator import index
 
 from mempool.pressure.levels import Level
 from mempool.settings import lookup, parse_count
-from mempool.units import parse_size
+from mempool.units import parse_size, shown
 
 __all__ = ["BatchSizer"]
 
@@ -41,7 +43,7 @@ class BatchSizer:
         Most bytes of one batch, as far as `min_size` allows. None: what `room` says alone.
     room : callable or None
         Returns the bytes that are left, or None if nothing limits them; a batch may take a quarter. What raises `OSError` or
-        `ValueError` is logged once, and counts as None.
+        `ValueError` is logged once, and counts as None that time.
 
     Raises
     ------
@@ -61,7 +63,19 @@ class BatchSizer:
     (56, 1)
     """
 
-    __slots__ = ("_begin", "_budget", "_calm", "_given", "_max", "_max_bytes", "_min", "_room", "_size", "_weight")
+    __slots__ = (
+        "_begin",
+        "_budget",
+        "_calm",
+        "_given",
+        "_max",
+        "_max_bytes",
+        "_min",
+        "_room",
+        "_size",
+        "_told",
+        "_weight",
+    )
 
     def __init__(
         self,
@@ -80,7 +94,7 @@ class BatchSizer:
         if self._given is not None and not self._min <= self._given <= (self._max or self._given):
             raise ValueError(f"size of {self._given} is not from min_size {self._min} to max_size {self._max}")
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
-        self._room = room
+        self._room, self._told = room, False
         self._budget: int | None = None
         self._weight: float | None = None
         self._calm = False
@@ -111,18 +125,26 @@ class BatchSizer:
         self._follow()
         size = self._by_level(level)
         self._budget = self._bound()
-        if self._budget is not None and self._weight:
-            size = min(size, int(self._budget // self._weight))
+        if self._budget is not None and self._weight and self._weight * size > self._budget:
+            size = int(self._budget // self._weight)
         self._size = max(self._min, size)
         self._calm = False
         return self._size
 
     def record(self, items: int, nbytes: int | None = None) -> None:
-        """Tell what a batch had, and what it weighed: without it the size does not grow."""
+        """Tell what a batch had, and what it weighed: without it the size does not grow.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no whole number, or below zero. Then nothing has changed.
+        """
+        count = _whole(items, "items")
+        weighed = None if nbytes is None else _whole(nbytes, "nbytes")
         self._calm = True
-        if nbytes is None or items < 1:
+        if weighed is None or count == 0:
             return
-        weight = nbytes / items
+        weight = min(weighed, sys.maxsize) / count
         if self._weight is None or weight > self._weight:
             self._weight = weight
         else:
@@ -167,8 +189,9 @@ class BatchSizer:
         try:
             return self._room()
         except (OSError, ValueError) as error:
-            self._room = None
-            _log.warning("batches no longer follow the memory that is left, which cannot be read: %s", error)
+            if not self._told:
+                self._told = True
+                _log.warning("batches do not follow the memory that is left as long as it cannot be read: %s", error)
             return None
 
 
@@ -177,3 +200,12 @@ def _count(value: object, name: str) -> int:
     if count is None:
         raise TypeError(f"{name} must be a whole number, not None")
     return count
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    number = index(value)  # type: ignore[arg-type]
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {shown(number)}")
+    return number
