@@ -231,6 +231,31 @@ def test_a_fill_is_seen_step_by_step_and_the_callback_runs_elsewhere(account: Ac
     assert threading.get_ident() not in threads
 
 
+def test_idle_memory_wakes() -> None:
+    root = root_account()
+    before = root.used
+    source = [lambda: (max(0, root.used - before), None)]
+    pools = [BufferPool(idle_timeout=None) for _ in range(16)]
+    with PressureMonitor(Thresholds(main=40 * MIB), sources=source, interval=HOURS) as one:
+        settled(one)
+        for pool in pools:
+            pool.acquire(4 * MIB).release()
+        assert one.level >= HIGH
+
+
+def test_growth_counts_from_the_last_poll(account: Account) -> None:
+    with over(account, 800 * MIB) as one:
+        settled(one)
+        account.charge(70 * MIB)
+        assert one._runner is not None
+        one._runner.ask()
+        polls = one.stats().polls
+        account.charge(60 * MIB)
+        assert one.stats().polls == polls
+        account.charge(20 * MIB)
+        assert one.stats().polls == polls + 1
+
+
 def test_small_growth_wakes_nobody(account: Account) -> None:
     with over(account, 800 * MIB) as one:
         polls = settled(one)
@@ -277,7 +302,9 @@ def test_a_lock_that_the_caller_holds_and_a_callback_needs(account: Account, mon
         until(lambda: HIGH in told)
 
 
-def test_an_event_loop_polls_at_its_next_turn(account: Account) -> None:
+def test_an_event_loop_polls_at_its_next_turn(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "PATIENCE", 0.01)
+
     async def main() -> tuple[int, int, Level]:
         async with over(account) as one:
             while not one.stats().polls:
@@ -286,6 +313,8 @@ def test_an_event_loop_polls_at_its_next_turn(account: Account) -> None:
             account.charge(45 * MIB)
             account.charge(20 * MIB)
             at_once = one.stats().polls - polls
+            assert one._runner is not None
+            assert one._runner._growth._patient  # it did not wait for itself
             while one.level < HIGH:
                 await asyncio.sleep(0)
             return at_once, one.stats().polls - polls, one.level
