@@ -1,4 +1,4 @@
-"""Cleanups: what each mode takes and what it says of it, at once, queued, and at an interval."""
+"""Cleanups: what each mode takes and what it says of it, at once and queued."""
 
 import gc
 import logging
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import mempool
-from mempool.pressure import CleanupReport, CleanupSchedule, process_schedule, register
-from support import MIB, Strange, start, together, until
+from mempool.pressure import CleanupReport, register
+from support import MIB, Strange, start, together
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -444,141 +444,65 @@ def test_at_exit(run_python: RunPython) -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-# ---- at an interval
+LATE = """
+import mempool, sys, threading
+
+class Last:
+    def __del__(self, cleanup=mempool.cleanup, write=sys.stdout.write):
+        for mode in ("standard", "aggressive"):
+            report = cleanup(mode)
+            write(f"{report.wait()} {report.done} {[step.name for step in report.steps][:3]} {report.freed >= 0}\\n")
+        write(str(queued and queued[0].wait(None)))
+queued = []
+"""
 
 
-def test_a_schedule_cleans_up_again_and_again() -> None:
-    pool = idle_pool()
-    with CleanupSchedule("2ms") as schedule:
-        for _ in range(3):
-            pool.acquire(MIB).release()
-            runs = schedule.runs
-            until(lambda: schedule.runs > runs + 1)  # noqa: B023
-            assert pool.stats().idle == 0
-        assert schedule.running
-        assert isinstance(schedule.last, CleanupReport)
-        assert schedule.last.mode == "standard"
-    assert not schedule.running
-    schedule.stop()
+@pytest.mark.parametrize("under_way", [False, True])
+def test_in_a_finalizer_when_the_interpreter_ends(run_python: RunPython, under_way: bool) -> None:
+    """Threads are frozen by then, one of them in the middle of a cleanup, with a lock of a cache."""
+    busy = """
+class Cache:
+    name, nbytes, lock, inside = "cache", 8, threading.Lock(), threading.Event()
+    def shrink(self, nbytes):
+        with self.lock:
+            self.inside.set()
+            threading.Event().wait()
+cache = sys.modules["cache"] = Cache()
+mempool.pressure.register(cache)
+queued.append(mempool.cleanup("standard"))
+cache.inside.wait(30)
+"""
+    done = run_python(LATE + (busy if under_way else "") + 'sys.modules["last"] = Last()', timeout=30)
+    line = "True True ['garbage', 'pools', 'slabs'] True\n"
+    assert (done.stdout, done.stderr) == (line * 2 + ("False" if under_way else "[]"), "")
 
 
-def test_a_stopped_schedule_is_quiet_and_may_start_again() -> None:
-    schedule = CleanupSchedule(0.001, "light")
-    threads = set(threading.enumerate())
-    schedule.start()
-    schedule.start()
-    (thread,) = set(threading.enumerate()) - threads
-    until(lambda: schedule.runs)
-    schedule.stop()
-    thread.join(30)
-    assert not thread.is_alive()
-    runs = schedule.runs
-    schedule.start()
-    until(lambda: schedule.runs > runs)
-    schedule.stop()
-
-
-def test_the_interval_can_be_changed_while_it_runs() -> None:
-    with CleanupSchedule("24h") as schedule:
-        schedule.interval = 0.001
-        until(lambda: schedule.runs)
-        assert schedule.interval == 0.001
-
-
-def test_threads_that_start_stop_and_change_it_leave_none_behind() -> None:
-    before = set(threading.enumerate())
-    schedule = CleanupSchedule("1h", "light")
-
-    def work() -> None:
-        for number in range(20):
-            schedule.start()
-            schedule.interval = 3600 + number
-            mempool.configure(gc_interval_seconds=None if number % 3 else 3600)
-            schedule.stop()
-
-    together([work] * 6)
-    mempool.configure(gc_interval_seconds=None)
-    schedule.stop()
-    until(lambda: set(threading.enumerate()) <= before, "the end of the threads")
-    assert process_schedule() is None
-
-
-@pytest.mark.parametrize("interval", [0, -1, "never", float("nan"), float("inf"), "0s"])
-def test_an_interval_makes_sense(interval: Any) -> None:
-    with pytest.raises(ValueError, match="interval"):
-        CleanupSchedule(interval)
-
-
-@pytest.mark.parametrize("interval", [None, [], True, Strange()])
-def test_an_interval_is_a_duration(interval: Any) -> None:
-    with pytest.raises(TypeError, match="interval"):
-        CleanupSchedule(interval)
-    with CleanupSchedule(5) as schedule, pytest.raises(TypeError, match="interval"):
-        schedule.interval = interval
-    assert schedule.interval == 5
-
-
-def test_a_schedule_has_a_mode() -> None:
-    with pytest.raises(ValueError, match="mode"):
-        CleanupSchedule(1, "all")  # type: ignore[arg-type]
-
-
-def test_the_settings_say_whether_there_is_one() -> None:
-    assert process_schedule() is None
-    try:
-        mempool.configure(gc_interval_seconds=0.001)
-        schedule = process_schedule()
-        assert schedule is not None
-        until(lambda: schedule.runs > 1)
-        mempool.configure(gc_interval_seconds="1h", limit=None)
-        assert process_schedule() is schedule
-        assert (schedule.interval, schedule.running) == (3600, True)
-    finally:
-        mempool.configure(gc_interval_seconds=None)
-    assert process_schedule() is None
-    assert not schedule.running
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("600", 600.0), ("5m", 300.0), ("0", None), ("", None)])
-def test_the_environment_says_so_too(run_python: RunPython, value: str, seconds: float | None) -> None:
+def test_an_atexit_that_has_no_thread_waits_for_none(run_python: RunPython) -> None:
+    """A cleanup is under way for ever, and no thread can be had for another."""
     done = run_python(
         """
-        import mempool, sys
-        loaded = "mempool.pressure" in sys.modules
-        schedule = mempool.pressure.process_schedule()
-        print(loaded, schedule and schedule.interval)
+        import atexit, mempool, threading
+        inside = threading.Event()
+        class Cache:
+            name, nbytes, stuck = "cache", 8, False
+            def shrink(self, nbytes):
+                if not self.stuck:
+                    self.stuck = True
+                    inside.set()
+                    threading.Event().wait()
+                return 0
+        cache = Cache()
+        mempool.pressure.register(cache)
+        mempool.cleanup("standard")
+        inside.wait(30)
+        def refuse(thread):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        threading.Thread.start = refuse
+        atexit.register(lambda: print(mempool.cleanup("standard").done))
         """,
-        env={"MEMPOOL_GC_INTERVAL_SECONDS": value},
+        timeout=30,
     )
-    assert done.stdout.split() == [str(seconds is not None), str(seconds)]
-
-
-def test_an_environment_that_makes_no_sense(run_python: RunPython) -> None:
-    done = run_python("import mempool", env={"MEMPOOL_GC_INTERVAL_SECONDS": "soon"}, check=False)
-    assert "ValueError: MEMPOOL_GC_INTERVAL_SECONDS must be" in done.stderr
-
-
-@FORK
-def test_a_child_of_fork_goes_on(run_python: RunPython) -> None:
-    run_python(
-        """
-        import mempool, os, time, warnings
-        warnings.simplefilter("ignore")
-        mempool.configure(gc_interval_seconds=0.001)
-        schedule = mempool.pressure.process_schedule()
-        def goes_on():
-            runs, end = schedule.runs, time.monotonic() + 30
-            while schedule.runs == runs and time.monotonic() < end:
-                time.sleep(0.001)
-            return schedule.runs > runs
-        assert goes_on()
-        child = os.fork()
-        if not child:
-            os._exit(0 if goes_on() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert goes_on()
-        """
-    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_importing_mempool_loads_none_of_this(run_python: RunPython) -> None:

@@ -11,6 +11,7 @@ where the program has time for it, or queued, and then has a thread for as long 
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -80,9 +81,10 @@ class CleanupReport:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, at most this many seconds (None: as long as it takes); whether it ended.
 
-        What is called by a step of a cleanup does not wait: it might be this one.
+        What is called by a step of a cleanup does not wait: it might be this one. Nor does what runs while the interpreter ends:
+        threads are frozen then.
         """
-        return self.done if _is_cleaning() else self._here()._ended.wait(timeout)
+        return self.done if _is_cleaning() or sys.is_finalizing() else self._here()._ended.wait(timeout)
 
     @property
     def steps(self) -> tuple[CleanupStep, ...]:
@@ -179,6 +181,13 @@ def _content(share: int) -> list[tuple[str, _Step]]:
     return [("reclaimers", partial(_relieve, share)), *caches]
 
 
+def _with_locks(share: int, content: bool) -> list[tuple[str, _Step]]:
+    """Return the steps that take locks of Python: none while the interpreter ends, as a frozen thread may have one for ever."""
+    if sys.is_finalizing():
+        return []
+    return [("shared", _trim_shared), *(_content(share) if content else [])]
+
+
 def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
     if mode == "light":
         return [("garbage", partial(_collect, 1, 1)), ("pools", _trim_excess)]
@@ -186,8 +195,7 @@ def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
         ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
         ("pools", _trim_pools),
         ("slabs", _trim_slabs),
-        ("shared", _trim_shared),
-        *(_content(4 if mode == "standard" else 1) if content else []),
+        *_with_locks(4 if mode == "standard" else 1, content),
         ("malloc", _trim_malloc),
         *([("pages", _page_out)] if mode == "aggressive" else []),
     ]
@@ -244,8 +252,12 @@ def _queue(report: CleanupReport) -> CleanupReport:
     if waiting is report:
         try:
             threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
-        except (RuntimeError, MemoryError):  # no more threads, as may be where memory is short, and at exit
-            _run_queued(report)
+        except (
+            RuntimeError,
+            MemoryError,
+        ):  # no more threads, as may be where memory is short, and at exit: waits for no turn
+            _queued.pop((report._pid, report.mode), None)
+            run(report)
     return waiting
 
 
@@ -295,7 +307,7 @@ def cleanup(mode: Mode = "light", *, background: bool | None = None) -> CleanupR
     if _is_cleaning():  # a finalizer or a cache calls this: what is running will do
         report._ended.set()
         return report
-    if background if background is not None else mode == "standard":
+    if (mode == "standard" if background is None else background) and not sys.is_finalizing():
         return _queue(report)
     run(report)
     return report
