@@ -368,6 +368,68 @@ def test_where_no_thread_can_be_had_it_runs_at_once(monkeypatch: pytest.MonkeyPa
     assert pool.stats().idle == 0
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+@pytest.mark.parametrize("started", [False, True])
+def test_an_error_while_it_is_queued_leaves_no_report_behind(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], started: bool
+) -> None:
+    """Ctrl-C comes before the thread runs, or just after. Who joined the report meanwhile waits for it."""
+    start_thread = threading.Thread.start
+    joined: list[CleanupReport] = []
+
+    def fail_once(thread: threading.Thread) -> None:
+        if thread.name != "mempool cleanup":
+            return start_thread(thread)
+        monkeypatch.setattr(threading.Thread, "start", start_thread)
+        if started:
+            start_thread(thread)
+        else:
+            joined.append(start(mempool.cleanup, "standard").result())
+        raise error
+
+    cache = Cache(4, 1000)
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    with pytest.raises(error):
+        mempool.cleanup("standard")
+    assert [report.wait(30) for report in joined] == [True] * len(joined)
+    report = mempool.cleanup("standard")
+    assert report.wait(30)
+    assert report.steps[-1].name == "malloc"
+    assert len(cache.entries) < 4
+
+
+@pytest.mark.parametrize("where", ["Thread", "Lock"])
+def test_a_finalizer_that_runs_while_it_is_queued_does_not_wait(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The collector runs in any allocation: before the thread that it would wait for has begun, or while this has the turn."""
+    original, answers = getattr(threading, where), []
+
+    def collecting(*arguments: Any, **options: Any) -> Any:
+        made = original(*arguments, **options)
+        if where == "Thread" or threading.current_thread().name == "mempool cleanup":
+            monkeypatch.setattr(threading, where, original)
+            answers.append(mempool.cleanup("standard").wait())
+        return made
+
+    monkeypatch.setattr(threading, where, collecting)
+    report = start(mempool.cleanup, "standard").result()
+    assert (report.wait(30), answers) == (True, [True])
+
+
+def test_many_calls_from_many_threads_all_end() -> None:
+    pool = mempool.BufferPool(idle_timeout=None)
+    cache, reports = Cache(256, 1000), []
+
+    def work() -> None:
+        for _ in range(100):
+            pool.acquire(MIB).release()
+            reports.append(mempool.cleanup("standard"))
+
+    together([work] * 8)
+    assert len(reports) == 800
+    assert all(report.wait(30) and report.steps[-1].name == "malloc" for report in reports)
+    assert (len(cache.entries) < 256, pool.stats().reserved) == (True, 0)
+
+
 def test_from_many_threads() -> None:
     pool = idle_pool(MIB)
 

@@ -71,6 +71,7 @@ class CleanupReport:
         self.mode: Mode = mode
         self._steps: list[CleanupStep] = []
         self._ended = threading.Event()
+        self._begun = threading.Lock()  # whoever acquires it has it to run
         self._pid = os.getpid()
 
     @property
@@ -231,34 +232,63 @@ def _is_cleaning() -> bool:
 def run(report: CleanupReport, *, content: bool = True) -> None:
     """Do all of a cleanup in this thread; without `content`, caches and reclaimers are left alone."""
     me = os.getpid(), threading.get_ident()
+    outer = me in _cleaning
     _cleaning[me] = True
     try:
         for name, act in _steps_of(report.mode, content):
             report._steps.append(_take(name, act))
     finally:
-        _cleaning.pop(me, None)
+        if not outer:
+            _cleaning.pop(me, None)
         report._ended.set()
 
 
+def _claim(report: CleanupReport) -> bool:
+    """Take it out of the queue; whether it is this thread's to run and to end."""
+    _queued.pop((report._pid, report.mode), None)
+    return report._begun.acquire(blocking=False)
+
+
 def _run_queued(report: CleanupReport) -> None:
-    with _turns.setdefault(os.getpid(), threading.Lock()):
-        _queued.pop((report._pid, report.mode), None)
-        run(report)
+    me = os.getpid(), threading.get_ident()
+    _cleaning[me] = True  # for as long as it has the turn: a finalizer here would wait for a thread that waits for it
+    try:
+        with _turns.setdefault(os.getpid(), threading.Lock()):
+            if _claim(report):
+                run(report)
+    finally:
+        _cleaning.pop(me, None)
 
 
 def _queue(report: CleanupReport) -> CleanupReport:
-    """Give it a thread, unless one of its kind waits for its turn already: that will do."""
-    waiting = _queued.setdefault((report._pid, report.mode), report)
-    if waiting is report:
-        try:
-            threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
-        except (
-            RuntimeError,
-            MemoryError,
-        ):  # no more threads, as may be where memory is short, and at exit: waits for no turn
-            _queued.pop((report._pid, report.mode), None)
+    """Give it a thread, unless one of its kind waits for its turn already: that will do.
+
+    Until the thread runs, what a finalizer here calls is as from a step: it would wait for a report that nobody is at.
+    """
+    me = os.getpid(), threading.get_ident()
+    _cleaning[me] = True
+    try:
+        waiting = _queued.setdefault((report._pid, report.mode), report)
+        if waiting is report:
+            _start(report)
+        return waiting
+    except BaseException:  # Ctrl-C too: others may have joined, and nobody will be at it
+        if _claim(report):
+            report._ended.set()
+        raise
+    finally:
+        _cleaning.pop(me, None)
+
+
+def _start(report: CleanupReport) -> None:
+    try:
+        threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
+    except (
+        RuntimeError,
+        MemoryError,
+    ):  # no more threads, as may be where memory is short, and at exit: waits for no turn
+        if _claim(report):
             run(report)
-    return waiting
 
 
 def checked_mode(mode: Mode) -> Mode:
