@@ -1,5 +1,6 @@
 """Cleanups at an interval. They take what costs nobody anything always, content of caches only while memory is short."""
 
+import asyncio
 import os
 import subprocess
 import threading
@@ -270,3 +271,91 @@ def test_a_child_of_fork_goes_on(run_python: RunPython) -> None:
         assert goes_on()
         """
     )
+
+
+# ---- what goes wrong
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """No thread can be had, until what is handed out is called."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield patch.undo
+
+
+def test_where_no_thread_can_be_had_it_does_not_run(no_threads: Callable[[], None]) -> None:
+    schedule = CleanupSchedule("1ms", "light")
+    with pytest.raises(RuntimeError, match="new thread"):
+        schedule.start()
+    assert not schedule.running
+    no_threads()
+    with schedule:
+        until(lambda: schedule.runs)
+
+
+def test_the_setting_stands_where_no_thread_can_be_had(
+    no_threads: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        mempool.configure(gc_interval_seconds=0.001)
+        schedule = process_schedule()
+        assert schedule is not None
+        assert not schedule.running
+        assert "no thread could be had" in caplog.text
+        no_threads()
+        mempool.configure(gc_interval_seconds=0.001)
+        until(lambda: schedule.runs)
+    finally:
+        mempool.configure(gc_interval_seconds=None)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, ValueError])
+@pytest.mark.parametrize("where", ["cache", "finding the level"])
+def test_nothing_ends_a_schedule(
+    default: Default,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+    where: str,
+) -> None:
+    calls: list[int] = []
+
+    def fail(*_: object) -> int:
+        calls.append(1)
+        raise error
+
+    default.used = 90
+    cache = Cache()
+    if where == "cache":
+        monkeypatch.setattr(Cache, "shrink", fail)
+    else:
+        monkeypatch.setattr(schedule, "default_monitor", fail)
+    with CleanupSchedule("1ms") as made:
+        until(lambda: len(calls) > 2)
+        until(lambda: made.runs > 2)
+        assert made.running
+    assert error.__name__ in caplog.text
+    del cache
+
+
+def test_none_starts_when_the_interpreter_ends(run_python: RunPython) -> None:
+    done = run_python(
+        """
+        import mempool, sys
+        from mempool.pressure import CleanupSchedule
+        class Last:
+            def __del__(self, schedule=CleanupSchedule(1), write=sys.stdout.write):
+                try:
+                    schedule.start()
+                except RuntimeError as error:
+                    write(f"{error} {schedule.running}")
+        sys.modules["last"] = Last()
+        """,
+        timeout=30,
+    )
+    assert done.stdout.endswith("while the interpreter ends False")
