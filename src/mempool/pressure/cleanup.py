@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 from mempool import _core, _reclaim
 from mempool._system import process
 from mempool.pressure import reclaim
+from mempool.units import parse_duration
 
 __all__ = ["CleanupReport", "CleanupStep", "cleanup"]
 
@@ -79,13 +80,18 @@ class CleanupReport:
         """Whether it ended."""
         return self._here()._ended.is_set()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for its end, at most this many seconds (None: as long as it takes); whether it ended.
+    def wait(self, timeout: float | str | None = None) -> bool:
+        """Wait for its end, at most this many seconds, or a duration such as ``"500ms"`` (None: as long as it takes).
+
+        Returns whether it ended. `TypeError` or `ValueError` names what is no duration.
 
         What is called by a step of a cleanup does not wait: it might be this one. Nor does what runs while the interpreter ends:
         threads are frozen then.
         """
-        return self.done if _is_cleaning() or sys.is_finalizing() else self._here()._ended.wait(timeout)
+        seconds = threading.TIMEOUT_MAX if timeout is None else parse_duration(timeout, "timeout")
+        if _is_cleaning() or sys.is_finalizing():
+            return self.done
+        return self._here()._ended.wait(min(seconds, threading.TIMEOUT_MAX))
 
     @property
     def steps(self) -> tuple[CleanupStep, ...]:
@@ -202,13 +208,21 @@ def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
     ]
 
 
-def _take(name: str, act: _Step) -> CleanupStep:
+def _text_of(error: BaseException) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # its own text raises
+        return kind
+
+
+def _take(name: str, act: _Step, kind: type[BaseException]) -> CleanupStep:
     before, start = reclaim.held(process.rss), time.perf_counter()
     freed, detail, error = None, "", None
     try:
         freed, detail = act()
-    except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
+    except kind as raised:
+        error = _text_of(raised)
         _log.exception("cleanup: %s failed", name)
     seconds = time.perf_counter() - start
     if freed is None:
@@ -229,14 +243,18 @@ def _is_cleaning() -> bool:
     return (os.getpid(), threading.get_ident()) in _cleaning
 
 
-def run(report: CleanupReport, *, content: bool = True) -> None:
-    """Do all of a cleanup in this thread; without `content`, caches and reclaimers are left alone."""
+def run(report: CleanupReport, *, content: bool = True, ours: bool = False) -> None:
+    """Do all of a cleanup in this thread.
+
+    Without `content`, caches and reclaimers are left alone. In a thread of `ours` SystemExit and its like are errors of a step as
+    others are: there is nobody to take them.
+    """
     me = os.getpid(), threading.get_ident()
     outer = me in _cleaning
     _cleaning[me] = True
     try:
         for name, act in _steps_of(report.mode, content):
-            report._steps.append(_take(name, act))
+            report._steps.append(_take(name, act, BaseException if ours else Exception))
     finally:
         if not outer:
             _cleaning.pop(me, None)
@@ -255,7 +273,7 @@ def _run_queued(report: CleanupReport) -> None:
     try:
         with _turns.setdefault(os.getpid(), threading.Lock()):
             if _claim(report):
-                run(report)
+                run(report, ours=True)
     finally:
         _cleaning.pop(me, None)
 

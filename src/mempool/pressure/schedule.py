@@ -124,9 +124,9 @@ class CleanupSchedule:
                 continue
             try:
                 report = CleanupReport(self.mode)
-                run(report, content=self.mode != "light" and _memory_is_short())
+                run(report, content=self.mode != "light" and _memory_is_short(), ours=True)
                 self.last = report
-            except BaseException:  # SystemExit of a cache too: nobody else would go on
+            except BaseException:  # SystemExit of a source too: nobody else would go on
                 _log.exception("a cleanup failed; the next comes in %s s", self._interval)
             self.runs += 1
 
