@@ -147,6 +147,50 @@ def test_what_a_cache_left_in_a_pool_goes_too() -> None:
     assert pool.stats().reserved == 0
 
 
+def test_a_cache_may_have_a_trim_of_its_own() -> None:
+    process = Process()
+
+    class Trimmed(Cache):
+        def trim(self, nbytes: int) -> int:
+            raise AssertionError("it is a cache")
+
+    cache = Trimmed(64 * MIB, process)
+    shrinker = Shrinker([cache], resident=process)
+    assert shrinker(event(Level.ELEVATED)) == 0
+    assert shrinker(event(Level.CRITICAL)) == 64 * MIB
+    assert (cache.nbytes, shrinker.stats()[0].kind) == (0, "cache")
+    register(cache)
+    unregister(cache)
+
+
+def test_a_function_may_have_a_trim_that_is_none() -> None:
+    class Asked:
+        trim = None
+
+        def __call__(self, needed: int) -> int:
+            return needed
+
+    assert Shrinker([Asked()]).stats()[0].kind == "asked"
+
+
+def test_pools_and_slabs_are_no_caches() -> None:
+    class Pool(mempool.BufferPool):
+        nbytes = 0
+
+        def shrink(self, nbytes: int) -> int:
+            raise AssertionError("it is a pool")
+
+    class Slab(mempool.SlabAllocator):
+        nbytes = 0
+
+        def shrink(self, nbytes: int) -> int:
+            raise AssertionError("it is a slab")
+
+    shrinker = Shrinker([Pool(idle_timeout=None), Slab(64)], resident=Process())
+    shrinker(event(Level.CRITICAL))
+    assert [(row.kind, row.errors) for row in shrinker.stats()] == [("idle", 0), ("idle", 0)]
+
+
 def test_what_a_cache_discharges_counts() -> None:
     """Memory of others, which is charged to an account; where it lies nobody knows."""
     account = mempool.Account("others")

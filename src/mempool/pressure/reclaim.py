@@ -140,12 +140,14 @@ class Entry:
 
 
 def kind_of(item: object) -> str:
-    """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``."""
+    """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``. Our pools and slabs are never caches."""
     if not isinstance(item, type):
-        if callable(getattr(item, "trim", None)):
+        if isinstance(item, BufferPool | SlabAllocator):
             return "idle"
         if isinstance(item, Shrinkable):
             return "cache"
+        if callable(getattr(item, "trim", None)):
+            return "idle"
         if callable(item):
             return "asked"
     raise TypeError(f"only pools, slabs, callables, and what has name, nbytes and shrink can make room, not {item!r}")
@@ -157,11 +159,13 @@ def _name_of(item: Item) -> str:
 
 
 def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
+    if kind == "cache":
+        return cast(Shrinkable, item).shrink
     if isinstance(item, BufferPool):
         return item.trim
-    if callable(getattr(item, "trim", None)):
+    if kind == "idle" and callable(getattr(item, "trim", None)):
         return lambda _: cast(Trimmable, item).trim()
-    return cast(Shrinkable, item).shrink if kind == "cache" else cast(Callable[[int], int | None], item)
+    return cast(Callable[[int], int | None], item)
 
 
 def _counted(said: int | None) -> int:
