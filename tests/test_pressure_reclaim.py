@@ -225,6 +225,62 @@ def test_a_floor_is_kept(level: Level) -> None:
     assert cache.nbytes == {Level.ELEVATED: 40 * MIB}.get(level, 3 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "left"), [([16], 16), ([5] * 4, 10), ([1] * 20, 8), ([16, 1, 1], None), ([4], 4), ([8], 8)]
+)
+def test_blocks_go_whole_and_the_floor_is_kept(sizes: list[int], left: int | None) -> None:
+    pool = idle_pool(*[size * MIB for size in sizes])
+    for shrinker in (Shrinker([pool], floor="8 MiB", resident=Process()), Shrinker.of_process(floor="8 MiB")):
+        shrinker(event(Level.CRITICAL))
+        assert left is None or pool.stats().idle == left * MIB
+        assert pool.stats().idle >= min(8, sum(sizes)) * MIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+@pytest.mark.parametrize(("sizes", "left"), [([16], 16), ([4] * 4, 8), ([4], 4), ([16, 4, 4], 8)])
+def test_shared_pools_keep_a_floor(sizes: list[int], left: int) -> None:
+    for make in (lambda pool: Shrinker([pool], floor="8 MiB"), lambda pool: Shrinker.of_process(floor="8 MiB")):
+        with mempool.shared.SharedPool() as pool:
+            leases = [pool.acquire(size * MIB) for size in sizes]
+            for lease in leases:
+                lease.release()
+            make(pool)(event(Level.CRITICAL))
+            assert pool.stats().idle == left * MIB
+
+
+class Lumps(Cache):
+    """Entries of one size, which go whole."""
+
+    lump = 10 * MIB
+
+    def shrink(self, nbytes: int) -> int:
+        return super().shrink(-(-nbytes // self.lump) * self.lump)
+
+
+@pytest.mark.parametrize("entries", [3, 10])
+def test_a_cache_of_large_entries_keeps_its_floor(entries: int) -> None:
+    process = Process()
+    cache = Lumps(entries * Lumps.lump, process)
+    shrinker = Shrinker([cache], floor="8 MiB", resident=process)
+    for _ in range(5):
+        shrinker(event(Level.CRITICAL))
+        assert cache.nbytes >= 8 * MIB
+    assert cache.nbytes <= 2 * Lumps.lump
+    assert Shrinker([cache], resident=process)(event(Level.CRITICAL)) > 0
+    assert cache.nbytes == 0
+
+
+def test_a_small_step_that_is_only_claimed_is_the_last() -> None:
+    class Liar(Cache):
+        def shrink(self, nbytes: int) -> int:
+            self.asked.append(nbytes)
+            return 1 << 60
+
+    cache = Liar(40_000, Process())
+    assert Shrinker([cache], resident=Process())(event(Level.CRITICAL)) == 0
+    assert len(cache.asked) == 1
+
+
 def test_a_cache_below_its_floor_is_not_asked() -> None:
     process = Process()
     cache = Cache(2 * MIB, process)
