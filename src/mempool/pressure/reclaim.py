@@ -169,7 +169,7 @@ def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
     if isinstance(item, BufferPool):
         return partial(_trim_above, item)
     if _is_shared(item):
-        return item._books.trim
+        return item._trim
     if kind == "idle" and callable(getattr(item, "trim", None)):
         return lambda _: cast(Trimmable, item).trim()
     return cast(Callable[[int], int | None], item)
