@@ -1,39 +1,21 @@
-"""Cleanups: what each mode takes and what it says of it, at once, queued, and at an interval."""
+"""Cleanups: what each mode takes and what it says of it, and what becomes of errors."""
 
 import gc
 import logging
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import mempool
-from mempool.pressure import CleanupReport, CleanupSchedule, process_schedule, register
-from support import MIB, Strange, start, together, until
+from cleanup_kit import Acting, Cache, by_name, idle_pool
+from mempool.pressure import CleanupReport
+from support import MIB, Strange
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
-
-
-class Cache:
-    """A cache of entries of one size, in Python's own memory."""
-
-    def __init__(self, entries: int = 64, size: int = MIB, name: str = "entries") -> None:
-        self.name, self.size = name, size
-        self.entries = [bytearray(size) for _ in range(entries)]
-        register(self)
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.entries) * self.size
-
-    def shrink(self, nbytes: int) -> int:
-        number = min(-(-nbytes // self.size), len(self.entries))
-        del self.entries[:number]
-        return number * self.size
 
 
 class Node:
@@ -41,17 +23,6 @@ class Node:
 
     def __init__(self, held: object = None) -> None:
         self.held, self.me = held, self
-
-
-def idle_pool(*sizes: int) -> mempool.BufferPool:
-    pool = mempool.BufferPool(idle_timeout=None)
-    for lease in [pool.acquire(nbytes, zero=True) for nbytes in sizes]:
-        lease.release()
-    return pool
-
-
-def by_name(report: CleanupReport) -> dict[str, Any]:
-    return {step.name: step for step in report.steps}
 
 
 # ---- the modes
@@ -201,18 +172,6 @@ def test_a_report_reads_well() -> None:
 # ---- errors, and what steps do
 
 
-class Acting(Cache):
-    """Does something of its own when asked to shrink."""
-
-    def __init__(self, act: Callable[[], object]) -> None:
-        self.act = act
-        super().__init__(4, 1000, "acting")
-
-    def shrink(self, nbytes: int) -> int:
-        self.act()
-        return super().shrink(nbytes)
-
-
 def fail() -> None:
     raise ValueError("no, today not")
 
@@ -226,6 +185,39 @@ def test_an_error_is_told_and_the_other_steps_run(caplog: pytest.LogCaptureFixtu
     assert report.steps[-1].name == "pages"
     (record,) = [record for record in caplog.records if record.exc_info]
     assert "acting failed" in record.getMessage()
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+def test_an_error_without_a_text_is_told_by_its_name() -> None:
+    def fail() -> None:
+        raise Mute
+
+    acting = Acting(fail)
+    report = mempool.cleanup("aggressive")
+    assert (by_name(report)["acting"].error, report.steps[-1].name) == ("Mute", "pages")
+    del acting
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_would_end_the_program_is_for_who_called(error: type[BaseException]) -> None:
+    """At once it comes out of the call; in the background, where nobody could take it, it is an error of the step."""
+
+    def fail() -> None:
+        raise error("enough")
+
+    acting = Acting(fail)
+    with pytest.raises(error):
+        mempool.cleanup("aggressive")
+    assert mempool.cleanup("light").steps
+    report = mempool.cleanup("standard")
+    assert (by_name(report)["acting"].error, report.steps[-1].name) == (f"{error.__name__}: enough", "malloc")
+    del acting
 
 
 @pytest.mark.parametrize("mode", ["light", "standard", "aggressive"])
@@ -262,323 +254,6 @@ def test_caches_may_come_and_go_meanwhile() -> None:
     later.append(Cache(4, 1000, "older"))
     assert mempool.cleanup("aggressive").done
     assert acting.entries == []
-
-
-# ---- in the background
-
-
-@pytest.fixture
-def held_up() -> Iterator[tuple[Acting, threading.Event, threading.Event]]:
-    """A cache that keeps a cleanup waiting until told to go on."""
-    inside, go = threading.Event(), threading.Event()
-
-    def act() -> None:
-        inside.set()
-        go.wait(30)
-
-    acting = Acting(act)
-    yield acting, inside, go
-    go.set()
-    acting.name = "done"
-
-
-def test_standard_is_queued(held_up: tuple[Acting, threading.Event, threading.Event]) -> None:
-    acting, inside, go = held_up
-    report = mempool.cleanup("standard")
-    assert inside.wait(30)
-    assert (report.done, report.wait(0.001), repr(report)) == (False, False, "<CleanupReport standard, running>")
-    go.set()
-    assert report.wait(30)
-    assert (len(acting.entries), report.done) == (3, True)
-
-
-def test_of_several_that_wait_one_runs(held_up: tuple[Acting, threading.Event, threading.Event]) -> None:
-    acting, inside, go = held_up
-    first = mempool.cleanup("standard")
-    assert inside.wait(30)
-    threads = threading.active_count()
-    waiting = together([lambda: mempool.cleanup("standard")] * 20)
-    assert len({id(report) for report in waiting}) == 1
-    assert waiting[0] is not first
-    assert threading.active_count() <= threads + 1
-    go.set()
-    assert waiting[0].wait(30)
-    assert len(acting.entries) == 2
-
-
-def test_reading_a_report_waits(held_up: tuple[Acting, threading.Event, threading.Event]) -> None:
-    _, inside, go = held_up
-    report = mempool.cleanup("standard")
-    assert inside.wait(30)
-    reader = start(lambda: report.steps)
-    go.set()
-    assert [step.name for step in reader.result()][-1] == "malloc"
-
-
-@pytest.mark.parametrize(("mode", "background"), [("light", True), ("aggressive", True), ("standard", False)])
-def test_where_it_runs_can_be_said(mode: Any, background: bool) -> None:
-    threads: list[threading.Thread] = []
-    callbacks = lambda phase, info: threads.append(threading.current_thread())  # noqa: E731
-    gc.callbacks.append(callbacks)
-    try:
-        assert mempool.cleanup(mode, background=background).wait(30)
-    finally:
-        gc.callbacks.remove(callbacks)
-    assert (threading.current_thread() not in threads) == background
-
-
-def test_no_thread_is_left(run_python: RunPython) -> None:
-    run_python(
-        """
-        import mempool, threading
-        report = mempool.cleanup("standard")
-        report.wait()
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread():
-                thread.join(30)
-        assert threading.active_count() == 1
-        """
-    )
-
-
-def test_a_step_that_waits_for_its_own_cleanup_does_not() -> None:
-    reports: list[CleanupReport] = []
-    answers: list[object] = []
-    known = threading.Event()
-
-    def act() -> None:
-        known.wait(30)
-        answers.extend([reports[0].wait(), reports[0].done, len(reports[0].steps) > 2])
-
-    acting = Acting(act)
-    reports.append(mempool.cleanup("standard"))
-    known.set()
-    assert reports[0].wait(30)
-    assert answers == [False, False, True]
-    acting.name = "done"
-
-
-def test_where_no_thread_can_be_had_it_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool = idle_pool(MIB)
-    assert mempool.cleanup("standard").done
-    assert pool.stats().idle == 0
-
-
-def test_from_many_threads() -> None:
-    pool = idle_pool(MIB)
-
-    def work() -> None:
-        for mode in ("light", "standard", "aggressive") * 3:
-            pool.acquire(MIB).release()
-            assert mempool.cleanup(mode).wait(30)  # type: ignore[arg-type]
-
-    together([work] * 6)
-    assert pool.stats().reserved == 0
-
-
-FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-
-
-@FORK
-def test_a_child_of_fork_waits_for_no_cleanup_of_its_parent(run_python: RunPython) -> None:
-    """It has not the thread that was at it, and finds the lock of queued ones held."""
-    run_python(
-        """
-        import mempool, os, threading, warnings
-        warnings.simplefilter("ignore")
-        inside, go = threading.Event(), threading.Event()
-        class Cache:
-            name, nbytes, parent = "cache", 8, os.getpid()
-            def shrink(self, nbytes):
-                if os.getpid() == self.parent:
-                    inside.set()
-                    go.wait(30)
-                return 0
-        cache = Cache()
-        mempool.pressure.register(cache)
-        first = mempool.cleanup("standard")
-        inside.wait(30)
-        second = mempool.cleanup("standard")
-        child = os.fork()
-        if not child:
-            own = mempool.cleanup("standard")
-            good = first.wait() and second.wait() and own is not second and own.wait(30) and len(own.steps) > 4
-            os._exit(0 if good else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        go.set()
-        assert second.wait(30) and len(second.steps) > 4
-        """
-    )
-
-
-def test_an_exit_does_not_wait(run_python: RunPython) -> None:
-    run_python(
-        """
-        import mempool, threading
-        inside = threading.Event()
-        class Cache:
-            name, nbytes = "cache", 8
-            def shrink(self, nbytes):
-                inside.set()
-                threading.Event().wait()
-        cache = Cache()
-        mempool.pressure.register(cache)
-        mempool.cleanup("standard")
-        inside.wait(30)
-        """
-    )
-
-
-def test_at_exit(run_python: RunPython) -> None:
-    """No thread can be had any more."""
-    done = run_python(
-        """
-        import atexit, mempool
-        atexit.register(lambda: print(mempool.cleanup("standard").wait(30)))
-        """
-    )
-    assert (done.stdout, done.stderr) == ("True\n", "")
-
-
-# ---- at an interval
-
-
-def test_a_schedule_cleans_up_again_and_again() -> None:
-    pool = idle_pool()
-    with CleanupSchedule("2ms") as schedule:
-        for _ in range(3):
-            pool.acquire(MIB).release()
-            runs = schedule.runs
-            until(lambda: schedule.runs > runs + 1)  # noqa: B023
-            assert pool.stats().idle == 0
-        assert schedule.running
-        assert isinstance(schedule.last, CleanupReport)
-        assert schedule.last.mode == "standard"
-    assert not schedule.running
-    schedule.stop()
-
-
-def test_a_stopped_schedule_is_quiet_and_may_start_again() -> None:
-    schedule = CleanupSchedule(0.001, "light")
-    threads = set(threading.enumerate())
-    schedule.start()
-    schedule.start()
-    (thread,) = set(threading.enumerate()) - threads
-    until(lambda: schedule.runs)
-    schedule.stop()
-    thread.join(30)
-    assert not thread.is_alive()
-    runs = schedule.runs
-    schedule.start()
-    until(lambda: schedule.runs > runs)
-    schedule.stop()
-
-
-def test_the_interval_can_be_changed_while_it_runs() -> None:
-    with CleanupSchedule("24h") as schedule:
-        schedule.interval = 0.001
-        until(lambda: schedule.runs)
-        assert schedule.interval == 0.001
-
-
-def test_threads_that_start_stop_and_change_it_leave_none_behind() -> None:
-    before = set(threading.enumerate())
-    schedule = CleanupSchedule("1h", "light")
-
-    def work() -> None:
-        for number in range(20):
-            schedule.start()
-            schedule.interval = 3600 + number
-            mempool.configure(gc_interval_seconds=None if number % 3 else 3600)
-            schedule.stop()
-
-    together([work] * 6)
-    mempool.configure(gc_interval_seconds=None)
-    schedule.stop()
-    until(lambda: set(threading.enumerate()) <= before, "the end of the threads")
-    assert process_schedule() is None
-
-
-@pytest.mark.parametrize("interval", [0, -1, "never", float("nan"), float("inf"), "0s"])
-def test_an_interval_makes_sense(interval: Any) -> None:
-    with pytest.raises(ValueError, match="interval"):
-        CleanupSchedule(interval)
-
-
-@pytest.mark.parametrize("interval", [None, [], True, Strange()])
-def test_an_interval_is_a_duration(interval: Any) -> None:
-    with pytest.raises(TypeError, match="interval"):
-        CleanupSchedule(interval)
-    with CleanupSchedule(5) as schedule, pytest.raises(TypeError, match="interval"):
-        schedule.interval = interval
-    assert schedule.interval == 5
-
-
-def test_a_schedule_has_a_mode() -> None:
-    with pytest.raises(ValueError, match="mode"):
-        CleanupSchedule(1, "all")  # type: ignore[arg-type]
-
-
-def test_the_settings_say_whether_there_is_one() -> None:
-    assert process_schedule() is None
-    try:
-        mempool.configure(gc_interval_seconds=0.001)
-        schedule = process_schedule()
-        assert schedule is not None
-        until(lambda: schedule.runs > 1)
-        mempool.configure(gc_interval_seconds="1h", limit=None)
-        assert process_schedule() is schedule
-        assert (schedule.interval, schedule.running) == (3600, True)
-    finally:
-        mempool.configure(gc_interval_seconds=None)
-    assert process_schedule() is None
-    assert not schedule.running
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("600", 600.0), ("5m", 300.0), ("0", None), ("", None)])
-def test_the_environment_says_so_too(run_python: RunPython, value: str, seconds: float | None) -> None:
-    done = run_python(
-        """
-        import mempool, sys
-        loaded = "mempool.pressure" in sys.modules
-        schedule = mempool.pressure.process_schedule()
-        print(loaded, schedule and schedule.interval)
-        """,
-        env={"MEMPOOL_GC_INTERVAL_SECONDS": value},
-    )
-    assert done.stdout.split() == [str(seconds is not None), str(seconds)]
-
-
-def test_an_environment_that_makes_no_sense(run_python: RunPython) -> None:
-    done = run_python("import mempool", env={"MEMPOOL_GC_INTERVAL_SECONDS": "soon"}, check=False)
-    assert "ValueError: MEMPOOL_GC_INTERVAL_SECONDS must be" in done.stderr
-
-
-@FORK
-def test_a_child_of_fork_goes_on(run_python: RunPython) -> None:
-    run_python(
-        """
-        import mempool, os, time, warnings
-        warnings.simplefilter("ignore")
-        mempool.configure(gc_interval_seconds=0.001)
-        schedule = mempool.pressure.process_schedule()
-        def goes_on():
-            runs, end = schedule.runs, time.monotonic() + 30
-            while schedule.runs == runs and time.monotonic() < end:
-                time.sleep(0.001)
-            return schedule.runs > runs
-        assert goes_on()
-        child = os.fork()
-        if not child:
-            os._exit(0 if goes_on() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert goes_on()
-        """
-    )
 
 
 def test_importing_mempool_loads_none_of_this(run_python: RunPython) -> None:

@@ -147,6 +147,50 @@ def test_what_a_cache_left_in_a_pool_goes_too() -> None:
     assert pool.stats().reserved == 0
 
 
+def test_a_cache_may_have_a_trim_of_its_own() -> None:
+    process = Process()
+
+    class Trimmed(Cache):
+        def trim(self, nbytes: int) -> int:
+            raise AssertionError("it is a cache")
+
+    cache = Trimmed(64 * MIB, process)
+    shrinker = Shrinker([cache], resident=process)
+    assert shrinker(event(Level.ELEVATED)) == 0
+    assert shrinker(event(Level.CRITICAL)) == 64 * MIB
+    assert (cache.nbytes, shrinker.stats()[0].kind) == (0, "cache")
+    register(cache)
+    unregister(cache)
+
+
+def test_a_function_may_have_a_trim_that_is_none() -> None:
+    class Asked:
+        trim = None
+
+        def __call__(self, needed: int) -> int:
+            return needed
+
+    assert Shrinker([Asked()]).stats()[0].kind == "asked"
+
+
+def test_pools_and_slabs_are_no_caches() -> None:
+    class Pool(mempool.BufferPool):
+        nbytes = 0
+
+        def shrink(self, nbytes: int) -> int:
+            raise AssertionError("it is a pool")
+
+    class Slab(mempool.SlabAllocator):
+        nbytes = 0
+
+        def shrink(self, nbytes: int) -> int:
+            raise AssertionError("it is a slab")
+
+    shrinker = Shrinker([Pool(idle_timeout=None), Slab(64)], resident=Process())
+    shrinker(event(Level.CRITICAL))
+    assert [(row.kind, row.errors) for row in shrinker.stats()] == [("idle", 0), ("idle", 0)]
+
+
 def test_what_a_cache_discharges_counts() -> None:
     """Memory of others, which is charged to an account; where it lies nobody knows."""
     account = mempool.Account("others")
@@ -179,6 +223,62 @@ def test_a_floor_is_kept(level: Level) -> None:
         shrinker(event(level))
     assert pool.stats().idle == 3 * MIB
     assert cache.nbytes == {Level.ELEVATED: 40 * MIB}.get(level, 3 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left"), [([16], 16), ([5] * 4, 10), ([1] * 20, 8), ([16, 1, 1], None), ([4], 4), ([8], 8)]
+)
+def test_blocks_go_whole_and_the_floor_is_kept(sizes: list[int], left: int | None) -> None:
+    pool = idle_pool(*[size * MIB for size in sizes])
+    for shrinker in (Shrinker([pool], floor="8 MiB", resident=Process()), Shrinker.of_process(floor="8 MiB")):
+        shrinker(event(Level.CRITICAL))
+        assert left is None or pool.stats().idle == left * MIB
+        assert pool.stats().idle >= min(8, sum(sizes)) * MIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared pools are for Linux")
+@pytest.mark.parametrize(("sizes", "left"), [([16], 16), ([4] * 4, 8), ([4], 4), ([16, 4, 4], 8)])
+def test_shared_pools_keep_a_floor(sizes: list[int], left: int) -> None:
+    for make in (lambda pool: Shrinker([pool], floor="8 MiB"), lambda pool: Shrinker.of_process(floor="8 MiB")):
+        with mempool.shared.SharedPool() as pool:
+            leases = [pool.acquire(size * MIB) for size in sizes]
+            for lease in leases:
+                lease.release()
+            make(pool)(event(Level.CRITICAL))
+            assert pool.stats().idle == left * MIB
+
+
+class Lumps(Cache):
+    """Entries of one size, which go whole."""
+
+    lump = 10 * MIB
+
+    def shrink(self, nbytes: int) -> int:
+        return super().shrink(-(-nbytes // self.lump) * self.lump)
+
+
+@pytest.mark.parametrize("entries", [3, 10])
+def test_a_cache_of_large_entries_keeps_its_floor(entries: int) -> None:
+    process = Process()
+    cache = Lumps(entries * Lumps.lump, process)
+    shrinker = Shrinker([cache], floor="8 MiB", resident=process)
+    for _ in range(5):
+        shrinker(event(Level.CRITICAL))
+        assert cache.nbytes >= 8 * MIB
+    assert cache.nbytes <= 2 * Lumps.lump
+    assert Shrinker([cache], resident=process)(event(Level.CRITICAL)) > 0
+    assert cache.nbytes == 0
+
+
+def test_a_small_step_that_is_only_claimed_is_the_last() -> None:
+    class Liar(Cache):
+        def shrink(self, nbytes: int) -> int:
+            self.asked.append(nbytes)
+            return 1 << 60
+
+    cache = Liar(40_000, Process())
+    assert Shrinker([cache], resident=Process())(event(Level.CRITICAL)) == 0
+    assert len(cache.asked) == 1
 
 
 def test_a_cache_below_its_floor_is_not_asked() -> None:

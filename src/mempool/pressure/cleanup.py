@@ -11,6 +11,7 @@ where the program has time for it, or queued, and then has a thread for as long 
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Literal, TypeAlias
 from mempool import _core, _reclaim
 from mempool._system import process
 from mempool.pressure import reclaim
+from mempool.units import parse_duration
 
 __all__ = ["CleanupReport", "CleanupStep", "cleanup"]
 
@@ -70,6 +72,7 @@ class CleanupReport:
         self.mode: Mode = mode
         self._steps: list[CleanupStep] = []
         self._ended = threading.Event()
+        self._begun = threading.Lock()  # whoever acquires it has it to run
         self._pid = os.getpid()
 
     @property
@@ -77,12 +80,18 @@ class CleanupReport:
         """Whether it ended."""
         return self._here()._ended.is_set()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for its end, at most this many seconds (None: as long as it takes); whether it ended.
+    def wait(self, timeout: float | str | None = None) -> bool:
+        """Wait for its end, at most this many seconds, or a duration such as ``"500ms"`` (None: as long as it takes).
 
-        What is called by a step of a cleanup does not wait: it might be this one.
+        Returns whether it ended. `TypeError` or `ValueError` names what is no duration.
+
+        What is called by a step of a cleanup does not wait: it might be this one. Nor does what runs while the interpreter ends:
+        threads are frozen then.
         """
-        return self.done if _is_cleaning() else self._here()._ended.wait(timeout)
+        seconds = threading.TIMEOUT_MAX if timeout is None else parse_duration(timeout, "timeout")
+        if _is_cleaning() or sys.is_finalizing():
+            return self.done
+        return self._here()._ended.wait(min(seconds, threading.TIMEOUT_MAX))
 
     @property
     def steps(self) -> tuple[CleanupStep, ...]:
@@ -179,6 +188,13 @@ def _content(share: int) -> list[tuple[str, _Step]]:
     return [("reclaimers", partial(_relieve, share)), *caches]
 
 
+def _with_locks(share: int, content: bool) -> list[tuple[str, _Step]]:
+    """Return the steps that take locks of Python: none while the interpreter ends, as a frozen thread may have one for ever."""
+    if sys.is_finalizing():
+        return []
+    return [("shared", _trim_shared), *(_content(share) if content else [])]
+
+
 def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
     if mode == "light":
         return [("garbage", partial(_collect, 1, 1)), ("pools", _trim_excess)]
@@ -186,20 +202,27 @@ def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
         ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
         ("pools", _trim_pools),
         ("slabs", _trim_slabs),
-        ("shared", _trim_shared),
-        *(_content(4 if mode == "standard" else 1) if content else []),
+        *_with_locks(4 if mode == "standard" else 1, content),
         ("malloc", _trim_malloc),
         *([("pages", _page_out)] if mode == "aggressive" else []),
     ]
 
 
-def _take(name: str, act: _Step) -> CleanupStep:
+def _text_of(error: BaseException) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # its own text raises
+        return kind
+
+
+def _take(name: str, act: _Step, kind: type[BaseException]) -> CleanupStep:
     before, start = reclaim.held(process.rss), time.perf_counter()
     freed, detail, error = None, "", None
     try:
         freed, detail = act()
-    except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
+    except kind as raised:
+        error = _text_of(raised)
         _log.exception("cleanup: %s failed", name)
     seconds = time.perf_counter() - start
     if freed is None:
@@ -220,33 +243,70 @@ def _is_cleaning() -> bool:
     return (os.getpid(), threading.get_ident()) in _cleaning
 
 
-def run(report: CleanupReport, *, content: bool = True) -> None:
-    """Do all of a cleanup in this thread; without `content`, caches and reclaimers are left alone."""
+def run(report: CleanupReport, *, content: bool = True, ours: bool = False) -> None:
+    """Do all of a cleanup in this thread.
+
+    Without `content`, caches and reclaimers are left alone. In a thread of `ours` SystemExit and its like are errors of a step as
+    others are: there is nobody to take them.
+    """
     me = os.getpid(), threading.get_ident()
+    outer = me in _cleaning
     _cleaning[me] = True
     try:
         for name, act in _steps_of(report.mode, content):
-            report._steps.append(_take(name, act))
+            report._steps.append(_take(name, act, BaseException if ours else Exception))
     finally:
-        _cleaning.pop(me, None)
+        if not outer:
+            _cleaning.pop(me, None)
         report._ended.set()
 
 
+def _claim(report: CleanupReport) -> bool:
+    """Take it out of the queue; whether it is this thread's to run and to end."""
+    _queued.pop((report._pid, report.mode), None)
+    return report._begun.acquire(blocking=False)
+
+
 def _run_queued(report: CleanupReport) -> None:
-    with _turns.setdefault(os.getpid(), threading.Lock()):
-        _queued.pop((report._pid, report.mode), None)
-        run(report)
+    me = os.getpid(), threading.get_ident()
+    _cleaning[me] = True  # for as long as it has the turn: a finalizer here would wait for a thread that waits for it
+    try:
+        with _turns.setdefault(os.getpid(), threading.Lock()):
+            if _claim(report):
+                run(report, ours=True)
+    finally:
+        _cleaning.pop(me, None)
 
 
 def _queue(report: CleanupReport) -> CleanupReport:
-    """Give it a thread, unless one of its kind waits for its turn already: that will do."""
-    waiting = _queued.setdefault((report._pid, report.mode), report)
-    if waiting is report:
-        try:
-            threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
-        except (RuntimeError, MemoryError):  # no more threads, as may be where memory is short, and at exit
-            _run_queued(report)
-    return waiting
+    """Give it a thread, unless one of its kind waits for its turn already: that will do.
+
+    Until the thread runs, what a finalizer here calls is as from a step: it would wait for a report that nobody is at.
+    """
+    me = os.getpid(), threading.get_ident()
+    _cleaning[me] = True
+    try:
+        waiting = _queued.setdefault((report._pid, report.mode), report)
+        if waiting is report:
+            _start(report)
+        return waiting
+    except BaseException:  # Ctrl-C too: others may have joined, and nobody will be at it
+        if _claim(report):
+            report._ended.set()
+        raise
+    finally:
+        _cleaning.pop(me, None)
+
+
+def _start(report: CleanupReport) -> None:
+    try:
+        threading.Thread(target=_run_queued, args=(report,), name="mempool cleanup", daemon=True).start()
+    except (
+        RuntimeError,
+        MemoryError,
+    ):  # no more threads, as may be where memory is short, and at exit: waits for no turn
+        if _claim(report):
+            run(report)
 
 
 def checked_mode(mode: Mode) -> Mode:
@@ -295,7 +355,7 @@ def cleanup(mode: Mode = "light", *, background: bool | None = None) -> CleanupR
     if _is_cleaning():  # a finalizer or a cache calls this: what is running will do
         report._ended.set()
         return report
-    if background if background is not None else mode == "standard":
+    if (mode == "standard" if background is None else background) and not sys.is_finalizing():
         return _queue(report)
     run(report)
     return report

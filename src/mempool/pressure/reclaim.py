@@ -21,13 +21,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
 
 from mempool import _core, _reclaim
 from mempool._core import BufferPool, SlabAllocator, root_account
 from mempool._system import process
 from mempool.pressure.levels import Level, PressureEvent
 from mempool.units import parse_size
+
+if TYPE_CHECKING:
+    from mempool.shared import SharedPool
 
 __all__ = ["Item", "ItemStats", "Shrinkable", "Shrinker", "register", "unregister"]
 
@@ -102,6 +106,7 @@ class Entry:
         self.name = name or _name_of(item)
         self.item: Callable[[], Item | None] = lambda: item
         self.asks = self.errors = self.freed = 0
+        self.excess = 0  # bytes that it last gave beyond what it was asked for: entries go whole
         self.seconds = 0.0
 
     def ask(self, nbytes: int) -> int:
@@ -140,12 +145,14 @@ class Entry:
 
 
 def kind_of(item: object) -> str:
-    """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``."""
+    """Return what an item can give: ``"idle"``, ``"cache"`` or ``"asked"``. Our pools and slabs are never caches."""
     if not isinstance(item, type):
-        if callable(getattr(item, "trim", None)):
+        if isinstance(item, BufferPool | SlabAllocator) or _is_shared(item):
             return "idle"
         if isinstance(item, Shrinkable):
             return "cache"
+        if callable(getattr(item, "trim", None)):
+            return "idle"
         if callable(item):
             return "asked"
     raise TypeError(f"only pools, slabs, callables, and what has name, nbytes and shrink can make room, not {item!r}")
@@ -157,11 +164,27 @@ def _name_of(item: Item) -> str:
 
 
 def _asking(item: Item, kind: str) -> Callable[[int], int | None]:
+    if kind == "cache":
+        return cast(Shrinkable, item).shrink
     if isinstance(item, BufferPool):
-        return item.trim
-    if callable(getattr(item, "trim", None)):
+        return partial(_trim_above, item)
+    if _is_shared(item):
+        return item._trim
+    if kind == "idle" and callable(getattr(item, "trim", None)):
         return lambda _: cast(Trimmable, item).trim()
-    return cast(Shrinkable, item).shrink if kind == "cache" else cast(Callable[[int], int | None], item)
+    return cast(Callable[[int], int | None], item)
+
+
+def _trim_above(pool: BufferPool, floor: int) -> int:
+    """Trim a pool of which so much is to stay idle: blocks go whole, and the last one may be the largest."""
+    largest = max((row.size for row in pool.stats().size_classes if row.idle), default=1) if floor else 1
+    return pool.trim(floor + largest - 1)
+
+
+def _is_shared(item: object) -> TypeGuard["SharedPool"]:
+    """Tell a `SharedPool`; where there is one its module is loaded."""
+    module = sys.modules.get("mempool.shared.pool")
+    return module is not None and isinstance(item, module.SharedPool)
 
 
 def _counted(said: int | None) -> int:
@@ -242,7 +265,8 @@ class Shrinker:
         Pools and slabs, whose idle memory is trimmed; anything `Shrinkable`; callables, which are asked for a number of bytes
         and return how many they freed. They are kept alive.
     floor : int or str
-        Bytes of idle memory that each pool keeps, and of content that each cache keeps, whatever the level.
+        Bytes of idle memory that each pool keeps, and of content that each cache is not asked for, whatever the level. Slabs keep
+        none.
     resident : callable
         Bytes that the process has in memory, by which each step is judged. Without it: as the OS has it.
 
@@ -326,13 +350,15 @@ class Shrinker:
         for _ in range(steps):
             size = cache.size()
             part = part or -(-size // _PARTS)
-            nbytes = min(part, size - self._floor)
+            nbytes = min(part, size - (self._floor + cache.excess if self._floor else 0))
             if nbytes <= 0:
                 break
             said = cache.freed
             brought = self._step(idle, lambda nbytes=nbytes: cache.ask(nbytes))  # type: ignore[misc]
+            gave = max(0, min(cache.freed - said, size - cache.size()))
+            cache.excess = max(0, gave - nbytes)
             if nbytes < _TOLD:
-                brought = max(brought, cache.freed - said)
+                brought = max(brought, gave)
             freed += brought
             if brought <= nbytes // _FRUITLESS:
                 break
@@ -365,16 +391,16 @@ def slabs() -> list[SlabAllocator]:
     return _core._slabs()
 
 
-def trim_shared() -> int:
+def trim_shared(floor: int = 0) -> int:
     """Have shared pools give segments back that nobody uses; their bytes. Where nobody shares memory nothing is loaded."""
     registry = sys.modules.get("mempool.shared.registry")
-    return 0 if registry is None else sum(books.trim() for books in list(registry.here.books))
+    return 0 if registry is None else sum(books.trim(floor) for books in list(registry.here.books))
 
 
 _OF_PROCESS = (
-    Entry(lambda floor: sum(pool.trim(floor) for pool in pools()), name="idle memory of pools", kind="idle"),
+    Entry(lambda floor: sum(_trim_above(pool, floor) for pool in pools()), name="idle memory of pools", kind="idle"),
     Entry(lambda _: sum(slab.trim() for slab in slabs()), name="free slots of slabs", kind="idle"),
-    Entry(lambda _: trim_shared(), name="idle shared memory", kind="idle"),
+    Entry(trim_shared, name="idle shared memory", kind="idle"),
     Entry(_reclaim.relieve, name="reclaimers"),
 )
 

@@ -10,6 +10,7 @@ empty every cache for nothing.
 
 import logging
 import os
+import sys
 import threading
 from types import TracebackType
 from typing import Self
@@ -78,11 +79,22 @@ class CleanupSchedule:
         return bool(self._wake)
 
     def start(self) -> None:
-        """Start; the first cleanup comes after one interval. Does nothing if it runs."""
+        """Start; the first cleanup comes after one interval. Does nothing if it runs.
+
+        Raises
+        ------
+        RuntimeError, MemoryError
+            If no thread can be had. Then it does not run.
+        """
         made = threading.Event()
-        if self._wake.setdefault("now", made) is made:
-            _started[id(self)] = self
-            self._begin(made)
+        try:
+            if self._wake.setdefault("now", made) is made:
+                _started[id(self)] = self
+                self._begin(made)
+        except BaseException:
+            if self._wake.get("now") is made:
+                self.stop()
+            raise
 
     def stop(self) -> None:
         """Stop; a cleanup that is at it goes on to its end. Does nothing if it does not run."""
@@ -101,6 +113,8 @@ class CleanupSchedule:
         self.stop()
 
     def _begin(self, wake: threading.Event) -> None:
+        if sys.is_finalizing():  # some Pythons would wait for the thread for ever
+            raise RuntimeError("no schedule can start while the interpreter ends")
         threading.Thread(target=self._run, args=(wake,), name="mempool schedule", daemon=True).start()
 
     def _run(self, wake: threading.Event) -> None:
@@ -110,9 +124,9 @@ class CleanupSchedule:
                 continue
             try:
                 report = CleanupReport(self.mode)
-                run(report, content=self.mode != "light" and _memory_is_short())
+                run(report, content=self.mode != "light" and _memory_is_short(), ours=True)
                 self.last = report
-            except Exception:
+            except BaseException:  # SystemExit of a source too: nobody else would go on
                 _log.exception("a cleanup failed; the next comes in %s s", self._interval)
             self.runs += 1
 
@@ -171,14 +185,22 @@ def follow_settings() -> None:
     ------
     TypeError, ValueError
         For a value in the environment that makes no sense.
+
+    Notes
+    -----
+    Where no thread can be had the setting stands, and an error is logged; the next call tries again.
     """
     with _following:
         interval = settings.lookup("gc_interval_seconds")
         if not isinstance(interval, int | float):
             while _of_process:
                 _of_process.pop().stop()
-        elif _of_process:
+            return
+        if _of_process:
             _of_process[0].interval = interval
         else:
             _of_process.append(CleanupSchedule(interval))
+        try:
             _of_process[0].start()
+        except (RuntimeError, MemoryError):
+            _log.exception("no thread could be had for cleanups every %s s; the next configure() tries again", interval)

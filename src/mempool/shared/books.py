@@ -267,16 +267,21 @@ class Books:
             self._drop(block.segment)
 
     @_alone
-    def trim(self) -> int:
-        """Take back what nobody has, and give unused segments to the OS; returns their bytes."""
+    def trim(self, floor: int = 0) -> int:
+        """Take back what nobody has, and give unused segments to the OS; returns their bytes. So much stays idle, if it was."""
         self.gather()
-        return self.drop_idle()
+        return self.drop_idle(floor)
 
-    def drop_idle(self) -> int:
-        """Give segments back of which no block is used; returns their bytes."""
+    def drop_idle(self, floor: int = 0) -> int:
+        """Give segments back of which no block is used, as long as more than the floor stays idle; returns their bytes."""
         before = self.reserved
+        idle = sum(capacity * len(blocks) for capacity, blocks in self.idle.items()) if floor else 0
         for segment in list(self.segments.values()):
             if segment.ready == len(segment.blocks):
+                size = segment.capacity * segment.ready
+                if floor and idle - size < floor:
+                    continue
+                idle -= size
                 self._drop(segment)
         return before - self.reserved
 

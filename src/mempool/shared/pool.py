@@ -147,8 +147,11 @@ class SharedPool:
 
     def trim(self) -> int:
         """Give segments of which no block is used back to the OS; returns their bytes."""
+        return self._trim(0)
+
+    def _trim(self, floor: int) -> int:
         here.sweep()
-        return self._books.trim()
+        return self._books.trim(floor)
 
     def stats(self) -> SharedStats:
         """Return a `SharedStats`: figures that belong to one moment. Works after `close()` too."""
