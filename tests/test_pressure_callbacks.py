@@ -1,6 +1,5 @@
 """Callbacks: who is told, in which order, what they free, what they raise, and what they do to the monitor that runs them."""
 
-import asyncio
 import functools
 import gc
 import logging
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 
 from mempool.pressure import Level, PressureEvent, Registration
-from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench, frees, logged
-from support import Strange, start, together, until
+from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench, frees
+from support import Strange, start, together
 
 
 @pytest.fixture
@@ -375,145 +374,3 @@ def test_registrations_come_and_go_while_others_poll(bench: Bench) -> None:
         poller.result()
     assert bench.monitor.stats().callbacks == ()
     assert bench.monitor.stats().errors == 0
-
-
-# ---- coroutine functions ----
-
-
-def test_async_callbacks_run_on_the_loop_they_were_registered_on(bench: Bench) -> None:
-    threads: list[int] = []
-
-    async def main() -> None:
-        async def free(event: PressureEvent) -> int:
-            await asyncio.sleep(0)
-            threads.append(threading.get_ident())
-            return 7
-
-        registration = bench.monitor.on(HIGH, free)
-        await asyncio.to_thread(bench.at, 1000)
-        while not registration.freed:
-            await asyncio.sleep(0)
-        assert (registration.calls, registration.freed, bench.monitor.stats().freed) == (1, 7, 7)
-
-    asyncio.run(main())
-    assert threads == [threading.get_ident()]
-
-
-def test_async_callbacks_are_told_apart(bench: Bench) -> None:
-    class Owner:
-        async def method(self, _: PressureEvent) -> int:
-            return 1
-
-        async def __call__(self, _: PressureEvent) -> int:
-            return 1
-
-    async def plain(extra: int, _: PressureEvent) -> int:
-        return extra
-
-    async def main() -> None:
-        owner = Owner()
-        registrations = [
-            bench.monitor.on(HIGH, function) for function in (owner.method, owner, functools.partial(plain, 1))
-        ]
-        bench.at(1000)
-        while not all(one.freed for one in registrations):
-            await asyncio.sleep(0)
-
-    asyncio.run(main())
-    assert bench.monitor.stats().errors == 0
-
-
-def test_an_async_callback_that_raises(bench: Bench, caplog: Any) -> None:
-    async def main() -> None:
-        async def broken(_: PressureEvent) -> None:
-            raise ZeroDivisionError
-
-        registration = bench.monitor.on(HIGH, broken)
-        for _ in range(2):
-            bench.at(1000, 5.0)
-            bench.at(0, 5.0)
-            before = registration.errors
-            while registration.errors == before:
-                await asyncio.sleep(0)
-
-    asyncio.run(main())
-    assert len(caplog.records) == 1
-    assert bench.monitor.stats().errors == 2
-
-
-def test_an_async_callback_that_has_not_finished_is_passed_over(bench: Bench) -> None:
-    async def main() -> None:
-        go = asyncio.Event()
-
-        async def slow(_: PressureEvent) -> None:
-            await go.wait()
-
-        registration = bench.monitor.on(HIGH, slow)
-        bench.at(1000)
-        await asyncio.sleep(0)
-        bench.at(1200)
-        await asyncio.sleep(0)
-        assert registration.calls == 1
-        go.set()
-        await asyncio.sleep(0.01)
-        bench.at(0, 5.0)
-        bench.at(1200)
-        await asyncio.sleep(0)
-        assert registration.calls == 2
-
-    asyncio.run(main())
-
-
-def test_an_async_callback_of_a_closed_loop_is_dropped(bench: Bench, caplog: Any) -> None:
-    async def late(_: PressureEvent) -> None:
-        raise AssertionError
-
-    async def main() -> Registration:
-        return bench.monitor.on(HIGH, late)
-
-    registration = asyncio.run(main())
-    bench.monitor.on(HIGH, bench.note)
-    bench.at(1000)
-    assert registration.cancelled
-    assert len(bench.events) == 1
-    assert "its event loop is closed" in logged(caplog)[0]
-
-
-def test_an_async_callback_without_a_loop_is_an_error_that_says_so(bench: Bench, caplog: Any) -> None:
-    async def lost(_: PressureEvent) -> None:
-        raise AssertionError
-
-    registration = bench.monitor.on(HIGH, lost)
-    bench.at(1000)
-    assert registration.errors == 1
-    assert "outside a running event loop" in str(caplog.records[0].exc_info[1])
-
-
-def test_an_async_callback_without_a_loop_takes_that_of_the_monitor(bench: Bench) -> None:
-    async def free(_: PressureEvent) -> int:
-        return 3
-
-    registration = bench.monitor.on(HIGH, free)
-
-    async def main() -> None:
-        async with bench.monitor:
-            bench.memory.used = 1000
-            await asyncio.to_thread(bench.monitor.poll)
-            while not registration.freed:
-                await asyncio.sleep(0)
-
-    asyncio.run(main())
-
-
-def test_async_callbacks_that_are_cancelled_leave_the_monitor_in_order(bench: Bench) -> None:
-    async def main() -> None:
-        async def endless(_: PressureEvent) -> None:
-            await asyncio.Event().wait()
-
-        bench.monitor.on(HIGH, endless)
-        bench.at(1000)
-        await asyncio.sleep(0)
-
-    asyncio.run(main())  # cancels it
-    until(lambda: bench.monitor.stats().callbacks[0].seconds >= 0)
-    bench.at(1200)

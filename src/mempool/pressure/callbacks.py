@@ -67,6 +67,16 @@ def current_loop() -> "asyncio.AbstractEventLoop | None":
         return None
 
 
+class _Errand:
+    """One call of a coroutine function, from when it is sent to a loop until it has ended there."""
+
+    __slots__ = ("event", "function", "loop", "task")
+
+    def __init__(self, loop: "asyncio.AbstractEventLoop", function: Callback, event: PressureEvent) -> None:
+        self.loop, self.function, self.event = loop, function, event
+        self.task: asyncio.Task[None] | None = None  # loops refer to their tasks weakly
+
+
 class Registration:
     """One callback of a monitor. Calling it calls the callback.
 
@@ -91,7 +101,8 @@ class Registration:
         self._owner = weakref.ref(owner)
         self._is_async = is_async(function)
         self._loop = current_loop() if self._is_async else None
-        self._task: object = None
+        self._lent = False
+        self._errand: _Errand | None = None
         self._cancelled = False
         self._logged = False
         self._function: Callable[[], Callback | None]
@@ -121,9 +132,9 @@ class Registration:
             owner.remove(self)
 
     def _bind(self, loop: "asyncio.AbstractEventLoop") -> None:
-        """Give a coroutine function that was registered outside every loop the one that it runs on."""
-        if self._is_async and self._loop is None:
-            self._loop = loop
+        """Give a coroutine function that was registered outside every loop this one, until that stands and another is lent."""
+        if self._is_async and (self._loop is None or (self._lent and not self._loop.is_running())):
+            self._loop, self._lent = loop, True
 
     def _run(self, event: PressureEvent) -> int:
         """Call it in its own try; the bytes that it freed."""
@@ -157,41 +168,70 @@ class Registration:
     # ---- coroutine functions ----
 
     def _send(self, function: Callback, event: PressureEvent) -> None:
-        """Start it on its loop; one that has not finished is left alone."""
-        if self._task is not None:
+        """Start it on its loop; one that has not finished is left alone, unless its loop was closed over it."""
+        if self._errand is not None and not self._errand.loop.is_closed():
             return
+        self._errand = None
+        if self._lent and self._loop is not None and self._loop.is_closed():
+            self._loop, self._lent = None, False
         loop = self._loop or current_loop()
         if loop is None:
             raise RuntimeError(
-                f"async callback {self.name} was registered outside a running event loop, and none runs here"
+                f"async callback {self.name} was registered outside a running event loop, or before a fork, and none runs here"
             )
-        self._task = loop
+        errand = self._errand = _Errand(loop, function, event)
         try:
-            loop.call_soon_threadsafe(self._begin, loop, function, event)
+            loop.call_soon_threadsafe(self._begin, errand)
         except RuntimeError:
-            self._task = None
+            self._errand = None
             log.warning("pressure callback %s is dropped: its event loop is closed", self.name)
             self.cancel()
 
-    def _begin(self, loop: "asyncio.AbstractEventLoop", function: Callback, event: PressureEvent) -> None:
-        self.calls += 1
-        self._task = loop.create_task(self._await(function, event))
+    def _begin(self, errand: _Errand) -> None:
+        """On the loop: make it a task, if it is still wanted."""
+        if self._cancelled or self._errand is not errand:
+            self._ended(errand)
+            return
+        coroutine = self._await(errand)
+        try:
+            errand.task = errand.loop.create_task(coroutine)
+        except Exception as error:  # of a task factory
+            coroutine.close()
+            self._ended(errand)
+            self._failed(error)
+            return
+        errand.task.add_done_callback(lambda _: self._ended(errand))  # one that is cancelled at once never runs
 
-    async def _await(self, function: Callback, event: PressureEvent) -> None:
+    def _ended(self, errand: _Errand) -> None:
+        if self._errand is errand:
+            self._errand = None
+
+    async def _await(self, errand: _Errand) -> None:
+        import asyncio
+
         start = time.perf_counter()
         try:
-            coroutine = function(event)
+            if self._cancelled:
+                return
+            self.calls += 1
+            coroutine = errand.function(errand.event)
             assert isinstance(coroutine, Coroutine)
             self._count(await coroutine)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._failed(error)  # nobody cancelled it: it asked what was cancelled
         except Exception as error:
             self._failed(error)
         finally:
             self.seconds += time.perf_counter() - start
-            self._task = None
+            self._ended(errand)
 
-    def _forget_task(self) -> None:
-        """In the child of a fork its loop is that of the parent."""
-        self._task = None
+    def _after_fork(self) -> None:
+        """In the child its loop is a copy of the parent's that nobody runs; it is as if registered outside every loop."""
+        self._errand = self._loop = None
+        self._lent = False
 
     def __repr__(self) -> str:
         what = "relief" if self.level is None else self.level.name
@@ -227,7 +267,7 @@ class Callbacks:
                 self.errors += registration.errors
 
     def bind(self, loop: "asyncio.AbstractEventLoop") -> None:
-        """Give every coroutine function without a loop this one."""
+        """Lend every coroutine function without a loop this one."""
         for one in self._all:
             one._bind(loop)
 
@@ -279,4 +319,4 @@ class Callbacks:
         """Begin again with a lock that nobody holds."""
         self._lock = threading.RLock()
         for one in self._all:
-            one._forget_task()
+            one._after_fork()
