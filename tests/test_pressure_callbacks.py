@@ -205,6 +205,23 @@ def test_what_is_short_again_within_the_dwell_is_a_new_rise(bench: Bench) -> Non
     assert (spared.calls, bench.memory.used) == (1, 1600)
 
 
+def test_what_is_a_little_short_within_the_dwell_asks_for_a_little(bench: Bench) -> None:
+    """CRITICAL was answered and is only held by its dwell: who was registered for it has nothing to do with 850 bytes."""
+    drop_all = bench.monitor.on(CRITICAL, frees(bench.memory, 1200), priority=1)
+    bench.monitor.on(ELEVATED, bench.note)
+    bench.monitor.on_relief(bench.note)
+    assert bench.at(1300) == CRITICAL
+    assert bench.at(850, 0.3) == CRITICAL
+    assert drop_all.calls == 1
+    assert bench.levels() == [(NORMAL, ELEVATED)]
+    bench.at(960, 5.0)  # in the band of HIGH
+    assert bench.levels()[1:] == [(CRITICAL, HIGH)]
+    bench.at(1000)
+    assert bench.levels()[2:] == [(ELEVATED, HIGH)]
+    bench.at(1300)
+    assert drop_all.calls == 2
+
+
 def test_relief_follows_in_the_same_poll() -> None:
     bench = Bench(min_dwell=0)
     bench.monitor.on(HIGH, frees(bench.memory, 900))

@@ -32,7 +32,7 @@ class PressureEvent:
     Attributes
     ----------
     level, previous : Level
-        Now, and before.
+        Now, and before. A rise tells the level that was entered, also where a higher one still lasts its dwell.
     source : str
         Name of the source that decided.
     used, limit : int or None

@@ -6,11 +6,12 @@
 
 A rise is told while what is entered lies above what was answered. So a level that rose while callbacks were suppressed is told
 later, and memory that callbacks made room for is a new rise when it is short again, also within the dwell that still holds its
-level.
+level. Then the event says what is entered, not what is held.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
@@ -91,7 +92,7 @@ class State:
         if self.entered > self._answered:
             self.rises += 1
             self._gap = self._reminder
-            return "rise", self._tell(previous if self.level > previous else self._answered)
+            return "rise", self._rise(previous if self.entered > previous else self._answered)
         if self.level < previous:
             self.reliefs += 1
             self._gap = self._reminder
@@ -99,12 +100,18 @@ class State:
         if self.level and self.settled == self.level and self.now - self._told_at >= self._gap:
             self.reminders += 1
             self._gap = min(2 * self._gap, max(_SLOWEST_REMINDER, self._reminder))
+            self._answered = self.level
             return "reminder", self._tell(previous)
         return None
 
+    def _rise(self, previous: Level) -> PressureEvent:
+        """Tell what is entered; where a level that was answered, or left while nobody listened, is held above it, that asks nobody."""
+        event = replace(self._tell(previous), level=self.entered)
+        self._answered = self.entered
+        return event
+
     def _tell(self, previous: Level) -> PressureEvent:
         self._told, self._told_at = self.level, self.now
-        self._answered = self.level
         return self._event(previous)
 
     def answered(self, level: Level) -> None:
