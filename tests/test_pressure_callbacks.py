@@ -52,6 +52,22 @@ def test_priority_then_order_of_registration(bench: Bench) -> None:
     assert order == ["a", "b", "c", "d"]
 
 
+def test_what_is_reclaimed_comes_before_every_priority() -> None:
+    order: list[str] = []
+    bench = Bench(reclaim=lambda _: order.append("reclaim"))
+    bench.monitor.on(HIGH, lambda _: order.append("callback"), priority=1 << 70)
+    bench.at(1000)
+    assert order == ["reclaim", "callback"]
+
+
+def test_a_priority_of_any_kind_of_int(bench: Bench) -> None:
+    class Backwards(int):
+        def __neg__(self) -> int:
+            raise ZeroDivisionError
+
+    assert bench.monitor.on(HIGH, print, priority=Backwards(3)).priority == 3
+
+
 def test_decorators(bench: Bench) -> None:
     @bench.monitor.on(HIGH, priority=3)
     def make_room(event: PressureEvent) -> int:
@@ -286,6 +302,60 @@ def test_register_from_inside(bench: Bench) -> None:
     assert bench.events == []
     bench.at(1200)
     assert len(bench.events) == 1
+
+
+def test_what_a_callback_frees_that_cancels_itself_counts(bench: Bench) -> None:
+    def once(_: PressureEvent) -> int:
+        registration.cancel()
+        return 10
+
+    registration = bench.monitor.on(HIGH, once)
+    bench.at(1000)
+    stats = bench.monitor.stats()
+    assert (stats.calls, stats.freed, stats.callbacks) == (1, 10, ())
+
+
+class Meddling(tuple[Registration, ...]):
+    """A list that runs something while another one is made of it: what the collector may do there."""
+
+    meddle: Any = None
+
+    def __iter__(self) -> Any:
+        meddle, self.meddle = self.meddle, None
+        listed = list(super().__iter__())
+        if meddle is not None:
+            meddle()
+        return iter(listed)
+
+
+def list_that(bench: Bench, meddle: Any) -> None:
+    callbacks = bench.monitor._callbacks
+    callbacks._all = Meddling(callbacks._all)
+    callbacks._all.meddle = meddle
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "remove the same"])
+def test_what_is_cancelled_while_the_list_is_made_anew_stays_away(bench: Bench, change: str) -> None:
+    gone, other = bench.monitor.on(HIGH, lambda _: 10), bench.monitor.on(HIGH, lambda _: 1)
+    bench.at(1000)
+    list_that(bench, gone.cancel)
+    if change == "add":
+        bench.monitor.on(HIGH, lambda _: 1)
+    else:
+        (other if change == "remove" else gone).cancel()
+    listed = bench.monitor._callbacks.all()
+    assert gone not in listed
+    assert len(listed) == {"add": 2, "remove": 0, "remove the same": 1}[change]
+    stats = bench.monitor.stats()
+    assert (stats.calls, stats.freed) == (2, 11)
+
+
+def test_what_is_registered_while_the_list_is_made_anew_stays(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    list_that(bench, lambda: bench.monitor.on(HIGH, bench.note, priority=1))
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    assert len(bench.events) == 3
 
 
 def test_simulate_from_inside_ends(bench: Bench) -> None:

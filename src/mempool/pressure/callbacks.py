@@ -5,7 +5,8 @@ try. What one raises is counted, and logged with its traceback the first time; t
 time, so no callback is entered again while it runs; a coroutine function that has not finished is passed over.
 
 The list is a tuple that is replaced, never changed: a round goes on over the one it began with, and skips who was cancelled
-meanwhile.
+meanwhile. While a new one is made the collector may run, finalizers in it, and those may cancel: what is stored was made of what
+still is there, else it is made again.
 """
 
 import functools
@@ -67,6 +68,30 @@ def current_loop() -> "asyncio.AbstractEventLoop | None":
         return None
 
 
+class Sums:
+    """Counts over all registrations of a monitor, those that are gone too."""
+
+    def __init__(self) -> None:
+        self.calls = self.errors = self.freed = 0
+        self._lock = threading.RLock()  # a finalizer that runs inside may poll
+
+    def add(self, *, calls: int = 0, errors: int = 0, freed: int = 0) -> None:
+        """Count; from the loops of coroutine functions too."""
+        with self._lock:
+            self.calls += calls
+            self.errors += errors
+            self.freed += freed
+
+    def totals(self) -> tuple[int, int, int]:
+        """Return calls, errors and bytes freed."""
+        with self._lock:
+            return self.calls, self.errors, self.freed
+
+    def after_fork(self) -> None:
+        """Begin again with a lock that nobody holds."""
+        self._lock = threading.RLock()
+
+
 class _Errand:
     """One call of a coroutine function, from when it is sent to a loop until it has ended there."""
 
@@ -93,12 +118,13 @@ class Registration:
     """
 
     def __init__(
-        self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool
+        self, owner: "Callbacks", function: Callback, level: Level | None, priority: int, *, weak: bool, first: bool
     ) -> None:
         self.level, self.priority = level, priority
         self.calls = self.errors = self.freed = 0
         self.seconds = 0.0
-        self._owner = weakref.ref(owner)
+        self._first = first
+        self._owner, self._sums = weakref.ref(owner), owner.sums
         self._is_async = is_async(function)
         self._loop = current_loop() if self._is_async else None
         self._lent = False
@@ -146,7 +172,7 @@ class Registration:
             if self._is_async:
                 self._send(function, event)
                 return 0
-            self.calls += 1
+            self._called()
             return self._count(function(event))
         except Exception as error:
             self._failed(error)
@@ -154,13 +180,19 @@ class Registration:
         finally:
             self.seconds += time.perf_counter() - start
 
+    def _called(self) -> None:
+        self.calls += 1
+        self._sums.add(calls=1)
+
     def _count(self, value: object) -> int:
         freed = freed_bytes(value)
         self.freed += freed
+        self._sums.add(freed=freed)
         return freed
 
     def _failed(self, error: BaseException) -> None:
         self.errors += 1
+        self._sums.add(errors=1)
         if not self._logged:
             self._logged = True
             log.error("pressure callback %s raised; later errors of it are only counted", self.name, exc_info=error)
@@ -213,7 +245,7 @@ class Registration:
         try:
             if self._cancelled:
                 return
-            self.calls += 1
+            self._called()
             coroutine = errand.function(errand.event)
             assert isinstance(coroutine, Coroutine)
             self._count(await coroutine)
@@ -244,27 +276,33 @@ class Callbacks:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer that runs inside may cancel
         self._all: tuple[Registration, ...] = ()
-        self.freed = self.calls = self.errors = 0
+        self.sums = Sums()
 
-    def add(self, function: Callback, level: Level | None, priority: int, *, weak: bool) -> Registration:
-        """Register a callback."""
+    def add(
+        self, function: Callback, level: Level | None, priority: int, *, weak: bool, first: bool = False
+    ) -> Registration:
+        """Register a callback; `first` puts it before every priority."""
         if not callable(function):
             raise TypeError(f"a pressure callback must be callable, not {function!r}")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority must be an int, not {priority!r}")
-        made = Registration(self, function, level, priority, weak=weak)
+        made = Registration(self, function, level, int.__index__(priority), weak=weak, first=first)
         with self._lock:
-            self._all = tuple(sorted((*self._all, made), key=lambda one: -one.priority))
+            while True:
+                before = self._all
+                after = tuple(sorted((*before, made), key=lambda one: (not one._first, -one.priority)))
+                if self._all is before:
+                    self._all = after
+                    break
         return made
 
     def remove(self, registration: Registration) -> None:
-        """Take one out; its counts stay in the sums."""
+        """Take one out."""
         with self._lock:
-            if registration in self._all:
-                self._all = tuple(one for one in self._all if one is not registration)
-                self.freed += registration.freed
-                self.calls += registration.calls
-                self.errors += registration.errors
+            while registration in (before := self._all):
+                after = tuple(one for one in before if one is not registration)
+                if self._all is before:
+                    self._all = after
 
     def bind(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Lend every coroutine function without a loop this one."""
@@ -274,15 +312,6 @@ class Callbacks:
     def all(self) -> tuple[Registration, ...]:
         """Return all, in the order in which they run."""
         return self._all
-
-    def totals(self) -> tuple[int, int, int]:
-        """Return calls, errors and bytes freed, of those that are gone too."""
-        with self._lock:
-            return (
-                self.calls + sum(one.calls for one in self._all),
-                self.errors + sum(one.errors for one in self._all),
-                self.freed + sum(one.freed for one in self._all),
-            )
 
     def relieve(self, event: PressureEvent) -> None:
         """Tell those who wait for relief."""
@@ -318,5 +347,6 @@ class Callbacks:
     def after_fork(self) -> None:
         """Begin again with a lock that nobody holds."""
         self._lock = threading.RLock()
+        self.sums.after_fork()
         for one in self._all:
             one._after_fork()

@@ -37,7 +37,6 @@ log = logging.getLogger("mempool.pressure")
 
 _LONGEST_NAP = 5.0  # of a waiter that will be woken: a loop that runs the monitor may be closed without a word
 _MOST_ROUNDS = 8  # of callbacks in one poll; callbacks that simulate levels could go on for ever
-_FIRST_PRIORITY = 1 << 62  # of what costs nobody anything: idle memory
 
 
 def _level(value: object, lowest: Level = Level.NORMAL) -> Level:
@@ -147,7 +146,7 @@ class PressureMonitor(Options):
             if not items:
                 return
             make_room = Shrinker(items)
-        self._callbacks.add(make_room, Level.ELEVATED, _FIRST_PRIORITY, weak=False)
+        self._callbacks.add(make_room, Level.ELEVATED, 0, weak=False, first=True)  # idle memory costs nobody anything
 
     # ---- callbacks ----
 
@@ -501,7 +500,7 @@ class PressureMonitor(Options):
     def stats(self) -> MonitorStats:
         """Return counts and sums of one moment."""
         running, interval = self.running, self._next_interval()
-        calls, errors, freed = self._callbacks.totals()
+        calls, errors, freed = self._callbacks.sums.totals()
         rows = tuple(
             CallbackStats(one.name, one.level, one.calls, one.errors, one.freed, one.seconds)
             for one in self._callbacks.all()

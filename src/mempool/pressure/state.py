@@ -105,7 +105,7 @@ class State:
         return None
 
     def _rise(self, previous: Level) -> PressureEvent:
-        """Tell what is entered; where a level that was answered, or left while nobody listened, is held above it, that asks nobody."""
+        """Tell what is entered: a level above it that is only held asks nobody."""
         event = replace(self._tell(previous), level=self.entered)
         self._answered = self.entered
         return event
