@@ -1,5 +1,6 @@
 """Callbacks: who is told, in which order, what they free, what they raise, and what they do to the monitor that runs them."""
 
+import asyncio
 import functools
 import gc
 import logging
@@ -170,6 +171,18 @@ def test_a_result_that_is_no_bytes_is_an_error(bench: Bench, value: Any, caplog:
     bench.at(1000)
     assert (registration.errors, registration.freed) == (1, 0)
     assert len(caplog.records) == 1
+
+
+def test_what_asks_a_cancelled_future_has_failed(bench: Bench) -> None:
+    """`asyncio.CancelledError` is no `Exception`, and it ends nothing here."""
+
+    def ask(_: PressureEvent) -> None:
+        raise asyncio.CancelledError
+
+    registration = bench.monitor.on(HIGH, ask, priority=1)
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    assert (registration.errors, bench.monitor.stats().errors, len(bench.events)) == (1, 1, 1)
 
 
 def test_what_ends_programs_comes_out_of_poll_and_breaks_nothing(bench: Bench) -> None:

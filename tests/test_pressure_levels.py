@@ -103,7 +103,8 @@ def test_what_is_judged() -> None:
     assert shares.figure(500, 1000, "shared") == shares.figure(500, 1000, "own") == 0.5
     assert shares.figure(500, None, "own") is None
     assert shares.figure(None, 1000, "own") is in_bytes.figure(None, 1000, "own") is None
-    assert shares.figure(0, 0, "own") == 1.0
+    assert shares.figure(1, 0, "own") == 1.0
+    assert shares.figure(0, 0, "own") is None  # of what is not there
 
 
 def test_bytes_at() -> None:

@@ -124,6 +124,25 @@ def test_a_source_that_breaks_is_logged_once_with_its_traceback(bench: Bench, ca
     assert bench.monitor.sources[0].errors == 3
 
 
+class Speechless(OSError):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_an_error_that_cannot_be_written_out_is_shown_all_the_same(bench: Bench) -> None:
+    bench.memory.error = Speechless()
+    assert bench.at(0) == NORMAL
+    assert bench.monitor.sources[0].why == "Speechless: no text (ZeroDivisionError)"
+
+
+def test_nothing_of_nothing_is_no_pressure() -> None:
+    bench = Bench(Thresholds.fractions())
+    bench.memory.limit = 0
+    assert bench.at(0) == NORMAL
+    assert bench.monitor.sources[0].why == "nothing of nothing is used"
+    assert bench.at(1) == CRITICAL
+
+
 def test_one_that_fails_does_not_stop_the_others() -> None:
     broken, well = Memory(name="broken"), Memory(1300, name="well")
     broken.error = OSError("gone")

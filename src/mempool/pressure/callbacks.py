@@ -68,6 +68,12 @@ def current_loop() -> "asyncio.AbstractEventLoop | None":
         return None
 
 
+def was_cancelled(error: BaseException) -> bool:
+    """Whether it is what a cancelled future says to who asks it; outside a task that ends nothing."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
+
+
 class Sums:
     """Counts over all registrations of a monitor, those that are gone too."""
 
@@ -174,7 +180,9 @@ class Registration:
                 return 0
             self._called()
             return self._count(function(event))
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not was_cancelled(error):
+                raise
             self._failed(error)
             return 0
         finally:

@@ -136,7 +136,9 @@ class Thresholds:
             return None
         if self.absolute:
             return used if scope == "own" else None
-        return None if limit is None else used / limit if limit > 0 else 1.0
+        if limit is None or used == limit == 0:
+            return None
+        return used / limit if limit > 0 else 1.0
 
     def bytes_at(self, level: Level, limit: int | None) -> float | None:
         """Return the bytes at which a level above NORMAL begins for a source with this limit; None if it never does."""

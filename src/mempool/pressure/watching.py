@@ -78,6 +78,14 @@ def checked(reading: object) -> Reading:
     return reading
 
 
+def text_of(error: BaseException) -> str:
+    """Return what an error says; it may be broken itself."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"no text ({type(broken).__name__})"
+
+
 class Watched:
     """One source, and what is known of it."""
 
@@ -109,7 +117,7 @@ class Watched:
         gone, odd = self.reading is not None, not isinstance(error, OSError | ValueError)
         self.errors += 1
         self.reading, self.figure = None, None
-        self.why = f"{type(error).__name__}: {error}"
+        self.why = f"{type(error).__name__}: {text_of(error)}"
         self.trend.clear()
         if odd and not self._odd:
             self._odd = True
@@ -133,7 +141,7 @@ class Watched:
             return "thresholds in bytes judge what this program took alone"
         if self.reading.used is None:
             return "tells no figures"
-        return "no limit"
+        return "no limit" if self.reading.limit is None else "nothing of nothing is used"
 
     def rank(self, thresholds: Thresholds) -> tuple[Level, float]:
         """Return what is compared to find the source that decides."""
