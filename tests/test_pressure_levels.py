@@ -63,6 +63,14 @@ def test_nonsense_in_bytes(given: dict[str, Any], words: str) -> None:
         Thresholds(**given)
 
 
+@pytest.mark.parametrize("bad", [1 << 64, pytest.param(10**400, id="digits"), pytest.param(10**6000, id="more digits")])
+def test_what_no_memory_has(bad: int) -> None:
+    with pytest.raises(OverflowError, match="main"):
+        Thresholds(bad)
+    with pytest.raises(OverflowError, match="critical"):
+        Thresholds(1000, critical=bad)
+
+
 @pytest.mark.parametrize("bad", [0, -0.5, 1.5, math.nan, math.inf, 2, pytest.param(10**400, id="huge")])
 def test_nonsense_in_shares(bad: float) -> None:
     with pytest.raises(ValueError, match="high"):

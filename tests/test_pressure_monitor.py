@@ -7,6 +7,7 @@ import pytest
 
 import mempool
 from mempool.pressure import Forecast, Level, PressureEvent, PressureMonitor, Thresholds
+from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged
 from support import Strange
 
@@ -268,6 +269,42 @@ def test_settings_are_checked_also_while_it_runs(option: str, value: Any, kind: 
 def test_what_is_no_source(bad: Any) -> None:
     with pytest.raises(TypeError):
         PressureMonitor(sources=bad)
+
+
+class OfAnotherScope:
+    name, scope = "own", "Own"
+
+    def read(self) -> Reading:
+        return Reading(5000)
+
+
+def test_a_class_is_no_source() -> None:
+    with pytest.raises(TypeError, match="class Memory"):
+        PressureMonitor(sources=[Memory])
+
+
+def test_a_scope_that_is_none() -> None:
+    with pytest.raises(ValueError, match="'Own'"):
+        PressureMonitor(sources=[OfAnotherScope()])
+
+
+@pytest.mark.parametrize("bad", [5, "now", Clock])
+def test_what_is_no_clock(bad: Any) -> None:
+    with pytest.raises(TypeError, match="clock"):
+        PressureMonitor(sources=[], clock=bad)
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(0, ValueError), ("0ms", ValueError), (-1, ValueError), (None, TypeError)])
+def test_what_reminds_of_nothing(bad: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="reminder"):
+        PressureMonitor(sources=[], reminder=bad)
+
+
+def test_a_level_may_be_told_by_its_number(bench: Bench) -> None:
+    bench.memory.level = 2  # type: ignore[assignment]
+    assert bench.at(0) is HIGH
+    assert bench.monitor.level is HIGH
+    assert "HIGH" in repr(bench.monitor)
 
 
 def test_settings_may_change_while_it_runs(bench: Bench) -> None:

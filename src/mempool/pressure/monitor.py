@@ -20,7 +20,7 @@ from typing import Self, overload
 
 from mempool.pressure.callbacks import Callback, Callbacks, Registration
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
-from mempool.pressure.options import Options
+from mempool.pressure.options import Options, clock_of, positive
 from mempool.pressure.reclaim import Item, Shrinker
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
@@ -122,10 +122,10 @@ class PressureMonitor(Options):
         reminder: float | str = 5.0,
     ) -> None:
         super().__init__(thresholds, interval, hysteresis, min_dwell)
-        self._clock = time.monotonic if clock is None else clock
+        self._clock = clock_of(clock)
         self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
         self._callbacks, self._waiters = Callbacks(), Waiters()
-        self._state = State(parse_duration(reminder, "reminder"))
+        self._state = State(positive(reminder, "reminder"))
         self._locks()
         self._lost_thread = False
         self._polls = self._events = self._muted = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mempool.pressure.levels import Level, Thresholds
 from mempool.pressure.machine import Latch, Verdict, judge
-from mempool.pressure.sources.base import EventSource, Reading, Source
+from mempool.pressure.sources.base import EventSource, Reading, Source, checked_scope
 from mempool.pressure.sources.custom import CallableSource
 from mempool.pressure.trend import Forecast, Trend
 from mempool.units import shown
@@ -51,8 +51,11 @@ class SourceStatus:
 
 
 def as_source(given: object) -> Source:
-    """Return a source as it is, and a callable as one; `TypeError` for anything else."""
+    """Return a source as it is, and a callable as one; `TypeError` for anything else, `ValueError` for a scope that is none."""
+    if isinstance(given, type):
+        raise TypeError(f"a pressure source must be an instance, not the class {given.__qualname__}")
     if isinstance(given, Source):
+        checked_scope(given.scope)
         return given
     if callable(given):
         return CallableSource(given)
@@ -73,8 +76,6 @@ def checked(reading: object) -> Reading:
             raise ValueError(f"a reading must be bytes or None, not {figure!r}")
         if not 0 <= figure < _MOST:
             raise ValueError(f"a reading must be what memory can have of bytes, not {shown(figure)}")
-    if reading.level is not None:
-        Level(reading.level)
     return reading
 
 
