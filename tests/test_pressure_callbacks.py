@@ -1,10 +1,12 @@
 """Callbacks: who is told, in which order, what they free, what they raise, and what they do to the monitor that runs them."""
 
 import asyncio
+import collections
 import functools
 import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -124,6 +126,37 @@ def test_bound_methods_are_held_weakly(bench: Bench) -> None:
     gc.collect()
     assert bench.monitor.stats().callbacks == ()
     assert bench.monitor.stats().calls == 1  # the sums stay
+
+
+class Kept(list[object]):
+    pass
+
+
+class Own(list[object]):
+    def append(self, _: object) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Kept, "append"), (Kept, "__contains__"), (collections.deque, "append")])
+def test_bound_methods_of_compiled_types_are_held_weakly(bench: Bench, kind: Any, name: str) -> None:
+    owner = kind()
+    registration = bench.monitor.on(HIGH, getattr(owner, name))
+    bench.at(1000)
+    assert (registration.calls, len(owner)) == (1, name == "append")
+    died = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert died() is None
+    assert registration.cancelled
+    assert bench.monitor.stats().callbacks == ()
+
+
+def test_what_cannot_be_held_weakly_is_held(bench: Bench) -> None:
+    """A list itself has no weak references, the `append` of `Own` is another one, and a module is not its functions' owner."""
+    held = [bench.monitor.on(HIGH, one) for one in ([].append, list.append.__get__(Own()), callable)]
+    gc.collect()
+    bench.at(1000)
+    assert [(one.calls, one.errors, one.cancelled) for one in held] == [(1, 0, False)] * 3
 
 
 def test_bound_methods_are_held_if_told(bench: Bench) -> None:

@@ -220,6 +220,13 @@ def test_history_keeps_rounds_and_changes_longer(bench: Bench) -> None:
     assert history[-1].time == bench.clock.now
 
 
+def test_history_is_in_order_whatever_the_clock_does() -> None:
+    bench = Bench(min_dwell=0)
+    for used, seconds in ((0, 0.0), (1100, 0.0), (1150, -50.0), (0, 0.0), (10, 0.0), (20, math.nan), (30, 1.0)):
+        bench.at(used, seconds)
+    assert [event.used for event in bench.monitor.history()] == [0, 1100, 1150, 0, 10, 20, 30]
+
+
 def test_forecast(bench: Bench) -> None:
     bench.memory.limit = 1100
     for step in range(8):

@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine
 from operator import index
+from types import BuiltinMethodType, MethodWrapperType, ModuleType
 from typing import TYPE_CHECKING
 
 from mempool.pressure.levels import Level, PressureEvent
@@ -72,6 +73,25 @@ def was_cancelled(error: BaseException) -> bool:
     """Whether it is what a cancelled future says to who asks it; outside a task that ends nothing."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and isinstance(error, asyncio.CancelledError)
+
+
+def weak_builtin(function: Callback, gone: Callable[[object], None]) -> Callable[[], Callback | None] | None:
+    """Return for a bound method of a compiled type what `weakref.WeakMethod` is of others; None where only holding it keeps it."""
+    if not isinstance(function, BuiltinMethodType | MethodWrapperType) or isinstance(function.__self__, ModuleType):
+        return None
+    name = function.__name__
+    if getattr(function.__self__, name, None) != function:
+        return None
+    try:
+        alive = weakref.ref(function.__self__, gone)
+    except TypeError:  # lists, dicts
+        return None
+
+    def bound() -> Callback | None:
+        owner = alive()
+        return None if owner is None else getattr(owner, name, None)
+
+    return bound
 
 
 class Sums:
@@ -141,7 +161,8 @@ class Registration:
         if weak and inspect.ismethod(function):
             self._function = weakref.WeakMethod(function, lambda _: self.cancel())
         else:
-            self._function = lambda: function
+            builtin = weak_builtin(function, lambda _: self.cancel()) if weak else None
+            self._function = builtin or (lambda: function)
         functools.update_wrapper(self, function, updated=())
         del self.__wrapped__  # type: ignore[attr-defined]  # it would keep what is held weakly
         self.name = name_of(function)

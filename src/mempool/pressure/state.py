@@ -43,8 +43,9 @@ class State:
         self._reminder = self._gap = reminder
         self._decider: Watched | None = None
         self._forecast: Forecast | None = None
-        self._rounds: deque[PressureEvent] = deque(maxlen=_ROUNDS_KEPT)
-        self._changes: deque[PressureEvent] = deque(maxlen=_CHANGES_KEPT)
+        self._number = 0
+        self._rounds: deque[tuple[int, PressureEvent]] = deque(maxlen=_ROUNDS_KEPT)
+        self._changes: deque[tuple[int, PressureEvent]] = deque(maxlen=_CHANGES_KEPT)
 
     # ---- what is ----
 
@@ -82,7 +83,8 @@ class State:
         self.entered = max(self._real.entered, self.simulated)
         self.settled = max(self._real.settled, self.simulated)
         self._answered = min(self._answered, self.level)
-        (self._rounds if self.level == previous else self._changes).append(self._event(previous))
+        self._number += 1  # a clock may stand still, or go back
+        (self._rounds if self.level == previous else self._changes).append((self._number, self._event(previous)))
 
     # ---- what is to be told ----
 
@@ -127,7 +129,7 @@ class State:
 
     def history(self) -> tuple[PressureEvent, ...]:
         """Return the last rounds, and the last changes of the level, oldest first."""
-        return tuple(sorted((*self._changes, *self._rounds), key=lambda event: event.time))
+        return tuple(event for _, event in sorted((*self._changes, *self._rounds), key=lambda kept: kept[0]))
 
     def _event(self, previous: Level) -> PressureEvent:
         decider = self._decider
