@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mempool.pressure import PressureEvent, Registration
-from monitor_kit import HIGH, Bench, logged
+from monitor_kit import HIGH, NORMAL, Bench, logged
 from support import until
 
 
@@ -338,6 +338,55 @@ def test_what_is_cancelled_on_its_way_is_not_called(bench: Bench) -> None:
 
     asyncio.run(main())
     assert bench.events == []
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_what_is_suppressed_on_its_way_is_told_at_the_next_poll(bench: Bench, turns: int) -> None:
+    async def main() -> None:
+        async def note(event: PressureEvent) -> None:
+            bench.note(event)
+
+        registration = bench.monitor.on(HIGH, note)
+        bench.at(1200)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with bench.monitor.suppressed():
+            await settled()
+            bench.at(1000)
+            await settled()
+            assert bench.events == []
+        for _ in range(3):
+            bench.at(1000)
+            await settled()
+        assert bench.levels() == [(NORMAL, HIGH)]
+        assert (registration.calls, bench.monitor.stats().calls) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_what_is_suppressed_on_its_way_and_holds_no_more_is_not_told(bench: Bench) -> None:
+    async def main() -> None:
+        async def note(event: PressureEvent) -> None:
+            bench.note(event)
+
+        bench.monitor.on(HIGH, note)
+        bench.monitor.on_relief(note)
+        rise(bench)
+        with bench.monitor.suppressed():
+            await settled()
+        bench.at(0)
+        await settled()
+        assert bench.levels() == [(HIGH, NORMAL)]
+        rise(bench)
+        await settled()
+        bench.at(0)
+        with bench.monitor.suppressed():
+            await settled()
+        bench.at(1000)  # it is short again: a rise, and no relief
+        await settled()
+        assert bench.levels()[1:] == [(NORMAL, HIGH)] * 2
+
+    asyncio.run(main())
 
 
 # ---- fork ----

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from operator import index
 from types import BuiltinMethodType, MethodWrapperType, ModuleType
 from typing import TYPE_CHECKING
@@ -155,6 +156,7 @@ class Registration:
         self._loop = current_loop() if self._is_async else None
         self._lent = False
         self._errand: _Errand | None = None
+        self._late: PressureEvent | None = None
         self._cancelled = False
         self._logged = False
         self._function: Callable[[], Callback | None]
@@ -232,7 +234,7 @@ class Registration:
         """Start it on its loop; one that has not finished is left alone, unless its loop was closed over it."""
         if self._errand is not None and not self._errand.loop.is_closed():
             return
-        self._errand = None
+        self._errand = self._late = None
         if self._lent and self._loop is not None and self._loop.is_closed():
             self._loop, self._lent = None, False
         loop = self._loop or current_loop()
@@ -250,7 +252,7 @@ class Registration:
 
     def _begin(self, errand: _Errand) -> None:
         """On the loop: make it a task, if it is still wanted."""
-        if self._cancelled or self._errand is not errand:
+        if not self._still_wanted(errand):
             self._ended(errand)
             return
         coroutine = self._await(errand)
@@ -263,6 +265,29 @@ class Registration:
             return
         errand.task.add_done_callback(lambda _: self._ended(errand))  # one that is cancelled at once never runs
 
+    def _still_wanted(self, errand: _Errand) -> bool:
+        """Whether to go on with one on its way; what is suppressed since is kept for later."""
+        if self._cancelled or self._errand is not errand:
+            return False
+        owner = self._owner()
+        if owner is not None and owner.muted:
+            self._ended(errand)
+            self._late = errand.event  # last: a poll in another thread sends it at once
+            return False
+        return True
+
+    def _tell_late(self, level: Level) -> None:
+        """Run it for what was suppressed on its way, as far as that holds at this level."""
+        event = self._late
+        if event is None:
+            return
+        self._late = None
+        if self.level is None:
+            if level <= event.level:
+                self._run(event)
+        elif level >= self.level:
+            self._run(replace(event, level=min(event.level, level)))
+
     def _ended(self, errand: _Errand) -> None:
         if self._errand is errand:
             self._errand = None
@@ -272,7 +297,7 @@ class Registration:
 
         start = time.perf_counter()
         try:
-            if self._cancelled:
+            if not self._still_wanted(errand):
                 return
             self._called()
             coroutine = errand.function(errand.event)
@@ -291,7 +316,7 @@ class Registration:
 
     def _after_fork(self) -> None:
         """In the child its loop is a copy of the parent's that nobody runs; it is as if registered outside every loop."""
-        self._errand = self._loop = None
+        self._errand = self._loop = self._late = None
         self._lent = False
 
     def __repr__(self) -> str:
@@ -306,6 +331,7 @@ class Callbacks:
         self._lock = threading.RLock()  # a finalizer that runs inside may cancel
         self._all: tuple[Registration, ...] = ()
         self.sums = Sums()
+        self.muted = 0
 
     def add(
         self, function: Callback, level: Level | None, priority: int, *, weak: bool, first: bool = False
@@ -341,6 +367,12 @@ class Callbacks:
     def all(self) -> tuple[Registration, ...]:
         """Return all, in the order in which they run."""
         return self._all
+
+    def tell_late(self, level: Level) -> None:
+        """Tell coroutine functions what they did not begin because callbacks were suppressed meanwhile."""
+        if not self.muted:
+            for one in self._all:
+                one._tell_late(level)
 
     def relieve(self, event: PressureEvent) -> None:
         """Tell those who wait for relief."""

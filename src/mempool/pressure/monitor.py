@@ -128,7 +128,7 @@ class PressureMonitor(Options):
         self._state = State(positive(reminder, "reminder"))
         self._locks()
         self._lost_thread = False
-        self._polls = self._events = self._muted = 0
+        self._polls = self._events = 0
         self._cost = 0.0
         self._register_reclaim(reclaim)
         watch_forks(self)
@@ -202,12 +202,12 @@ class PressureMonitor(Options):
     def suppressed(self) -> Iterator[None]:
         """Run no callbacks inside; what they missed, they are told at the first poll after it, if it still holds."""
         with self._lock:
-            self._muted += 1
+            self._callbacks.muted += 1
         try:
             yield
         finally:
             with self._lock:
-                self._muted -= 1
+                self._callbacks.muted -= 1
 
     # ---- rounds ----
 
@@ -288,8 +288,9 @@ class PressureMonitor(Options):
 
     def _tell_one(self) -> Kind | None:
         with self._lock:
-            due = None if self._muted else self._state.next_event()
+            due = None if self._callbacks.muted else self._state.next_event()
         if due is None:
+            self._callbacks.tell_late(self._state.level)
             return None
         kind, event = due
         if kind == "relief":
