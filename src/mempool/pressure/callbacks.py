@@ -232,7 +232,8 @@ class Registration:
 
     def _send(self, function: Callback, event: PressureEvent) -> None:
         """Start it on its loop; one that has not finished is left alone, unless its loop was closed over it."""
-        if self._errand is not None and not self._errand.loop.is_closed():
+        under_way = self._errand  # the loop's thread may end it now
+        if under_way is not None and not under_way.loop.is_closed():
             return
         self._errand = self._late = None
         if self._lent and self._loop is not None and self._loop.is_closed():
