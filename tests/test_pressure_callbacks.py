@@ -1,17 +1,19 @@
 """Callbacks: who is told, in which order, what they free, what they raise, and what they do to the monitor that runs them."""
 
 import asyncio
+import collections
 import functools
 import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
 
 from mempool.pressure import Level, PressureEvent, Registration
-from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench, frees, logged
-from support import Strange, start, together, until
+from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench, frees
+from support import Strange, start, together
 
 
 @pytest.fixture
@@ -51,6 +53,22 @@ def test_priority_then_order_of_registration(bench: Bench) -> None:
         bench.monitor.on(HIGH, lambda _, name=name: order.append(name), priority=priority)  # type: ignore[misc]
     bench.at(1000)
     assert order == ["a", "b", "c", "d"]
+
+
+def test_what_is_reclaimed_comes_before_every_priority() -> None:
+    order: list[str] = []
+    bench = Bench(reclaim=lambda _: order.append("reclaim"))
+    bench.monitor.on(HIGH, lambda _: order.append("callback"), priority=1 << 70)
+    bench.at(1000)
+    assert order == ["reclaim", "callback"]
+
+
+def test_a_priority_of_any_kind_of_int(bench: Bench) -> None:
+    class Backwards(int):
+        def __neg__(self) -> int:
+            raise ZeroDivisionError
+
+    assert bench.monitor.on(HIGH, print, priority=Backwards(3)).priority == 3
 
 
 def test_decorators(bench: Bench) -> None:
@@ -110,6 +128,37 @@ def test_bound_methods_are_held_weakly(bench: Bench) -> None:
     assert bench.monitor.stats().calls == 1  # the sums stay
 
 
+class Kept(list[object]):
+    pass
+
+
+class Own(list[object]):
+    def append(self, _: object) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Kept, "append"), (Kept, "__contains__"), (collections.deque, "append")])
+def test_bound_methods_of_compiled_types_are_held_weakly(bench: Bench, kind: Any, name: str) -> None:
+    owner = kind()
+    registration = bench.monitor.on(HIGH, getattr(owner, name))
+    bench.at(1000)
+    assert (registration.calls, len(owner)) == (1, name == "append")
+    died = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert died() is None
+    assert registration.cancelled
+    assert bench.monitor.stats().callbacks == ()
+
+
+def test_what_cannot_be_held_weakly_is_held(bench: Bench) -> None:
+    """A list itself has no weak references, the `append` of `Own` is another one, and a module is not its functions' owner."""
+    held = [bench.monitor.on(HIGH, one) for one in ([].append, list.append.__get__(Own()), callable)]
+    gc.collect()
+    bench.at(1000)
+    assert [(one.calls, one.errors, one.cancelled) for one in held] == [(1, 0, False)] * 3
+
+
 def test_bound_methods_are_held_if_told(bench: Bench) -> None:
     registration = bench.monitor.on(HIGH, Owner().shrink, weak=False)
     gc.collect()
@@ -155,6 +204,18 @@ def test_a_result_that_is_no_bytes_is_an_error(bench: Bench, value: Any, caplog:
     bench.at(1000)
     assert (registration.errors, registration.freed) == (1, 0)
     assert len(caplog.records) == 1
+
+
+def test_what_asks_a_cancelled_future_has_failed(bench: Bench) -> None:
+    """`asyncio.CancelledError` is no `Exception`, and it ends nothing here."""
+
+    def ask(_: PressureEvent) -> None:
+        raise asyncio.CancelledError
+
+    registration = bench.monitor.on(HIGH, ask, priority=1)
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    assert (registration.errors, bench.monitor.stats().errors, len(bench.events)) == (1, 1, 1)
 
 
 def test_what_ends_programs_comes_out_of_poll_and_breaks_nothing(bench: Bench) -> None:
@@ -204,6 +265,23 @@ def test_what_is_short_again_within_the_dwell_is_a_new_rise(bench: Bench) -> Non
     assert bench.at(100, 0.1) == HIGH
     bench.at(2500, 0.1)
     assert (spared.calls, bench.memory.used) == (1, 1600)
+
+
+def test_what_is_a_little_short_within_the_dwell_asks_for_a_little(bench: Bench) -> None:
+    """CRITICAL was answered and is only held by its dwell: who was registered for it has nothing to do with 850 bytes."""
+    drop_all = bench.monitor.on(CRITICAL, frees(bench.memory, 1200), priority=1)
+    bench.monitor.on(ELEVATED, bench.note)
+    bench.monitor.on_relief(bench.note)
+    assert bench.at(1300) == CRITICAL
+    assert bench.at(850, 0.3) == CRITICAL
+    assert drop_all.calls == 1
+    assert bench.levels() == [(NORMAL, ELEVATED)]
+    bench.at(960, 5.0)  # in the band of HIGH
+    assert bench.levels()[1:] == [(CRITICAL, HIGH)]
+    bench.at(1000)
+    assert bench.levels()[2:] == [(ELEVATED, HIGH)]
+    bench.at(1300)
+    assert drop_all.calls == 2
 
 
 def test_relief_follows_in_the_same_poll() -> None:
@@ -270,6 +348,60 @@ def test_register_from_inside(bench: Bench) -> None:
     assert bench.events == []
     bench.at(1200)
     assert len(bench.events) == 1
+
+
+def test_what_a_callback_frees_that_cancels_itself_counts(bench: Bench) -> None:
+    def once(_: PressureEvent) -> int:
+        registration.cancel()
+        return 10
+
+    registration = bench.monitor.on(HIGH, once)
+    bench.at(1000)
+    stats = bench.monitor.stats()
+    assert (stats.calls, stats.freed, stats.callbacks) == (1, 10, ())
+
+
+class Meddling(tuple[Registration, ...]):
+    """A list that runs something while another one is made of it: what the collector may do there."""
+
+    meddle: Any = None
+
+    def __iter__(self) -> Any:
+        meddle, self.meddle = self.meddle, None
+        listed = list(super().__iter__())
+        if meddle is not None:
+            meddle()
+        return iter(listed)
+
+
+def list_that(bench: Bench, meddle: Any) -> None:
+    callbacks = bench.monitor._callbacks
+    callbacks._all = Meddling(callbacks._all)
+    callbacks._all.meddle = meddle
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "remove the same"])
+def test_what_is_cancelled_while_the_list_is_made_anew_stays_away(bench: Bench, change: str) -> None:
+    gone, other = bench.monitor.on(HIGH, lambda _: 10), bench.monitor.on(HIGH, lambda _: 1)
+    bench.at(1000)
+    list_that(bench, gone.cancel)
+    if change == "add":
+        bench.monitor.on(HIGH, lambda _: 1)
+    else:
+        (other if change == "remove" else gone).cancel()
+    listed = bench.monitor._callbacks.all()
+    assert gone not in listed
+    assert len(listed) == {"add": 2, "remove": 0, "remove the same": 1}[change]
+    stats = bench.monitor.stats()
+    assert (stats.calls, stats.freed) == (2, 11)
+
+
+def test_what_is_registered_while_the_list_is_made_anew_stays(bench: Bench) -> None:
+    bench.monitor.on(HIGH, bench.note)
+    list_that(bench, lambda: bench.monitor.on(HIGH, bench.note, priority=1))
+    bench.monitor.on(HIGH, bench.note)
+    bench.at(1000)
+    assert len(bench.events) == 3
 
 
 def test_simulate_from_inside_ends(bench: Bench) -> None:
@@ -375,145 +507,3 @@ def test_registrations_come_and_go_while_others_poll(bench: Bench) -> None:
         poller.result()
     assert bench.monitor.stats().callbacks == ()
     assert bench.monitor.stats().errors == 0
-
-
-# ---- coroutine functions ----
-
-
-def test_async_callbacks_run_on_the_loop_they_were_registered_on(bench: Bench) -> None:
-    threads: list[int] = []
-
-    async def main() -> None:
-        async def free(event: PressureEvent) -> int:
-            await asyncio.sleep(0)
-            threads.append(threading.get_ident())
-            return 7
-
-        registration = bench.monitor.on(HIGH, free)
-        await asyncio.to_thread(bench.at, 1000)
-        while not registration.freed:
-            await asyncio.sleep(0)
-        assert (registration.calls, registration.freed, bench.monitor.stats().freed) == (1, 7, 7)
-
-    asyncio.run(main())
-    assert threads == [threading.get_ident()]
-
-
-def test_async_callbacks_are_told_apart(bench: Bench) -> None:
-    class Owner:
-        async def method(self, _: PressureEvent) -> int:
-            return 1
-
-        async def __call__(self, _: PressureEvent) -> int:
-            return 1
-
-    async def plain(extra: int, _: PressureEvent) -> int:
-        return extra
-
-    async def main() -> None:
-        owner = Owner()
-        registrations = [
-            bench.monitor.on(HIGH, function) for function in (owner.method, owner, functools.partial(plain, 1))
-        ]
-        bench.at(1000)
-        while not all(one.freed for one in registrations):
-            await asyncio.sleep(0)
-
-    asyncio.run(main())
-    assert bench.monitor.stats().errors == 0
-
-
-def test_an_async_callback_that_raises(bench: Bench, caplog: Any) -> None:
-    async def main() -> None:
-        async def broken(_: PressureEvent) -> None:
-            raise ZeroDivisionError
-
-        registration = bench.monitor.on(HIGH, broken)
-        for _ in range(2):
-            bench.at(1000, 5.0)
-            bench.at(0, 5.0)
-            before = registration.errors
-            while registration.errors == before:
-                await asyncio.sleep(0)
-
-    asyncio.run(main())
-    assert len(caplog.records) == 1
-    assert bench.monitor.stats().errors == 2
-
-
-def test_an_async_callback_that_has_not_finished_is_passed_over(bench: Bench) -> None:
-    async def main() -> None:
-        go = asyncio.Event()
-
-        async def slow(_: PressureEvent) -> None:
-            await go.wait()
-
-        registration = bench.monitor.on(HIGH, slow)
-        bench.at(1000)
-        await asyncio.sleep(0)
-        bench.at(1200)
-        await asyncio.sleep(0)
-        assert registration.calls == 1
-        go.set()
-        await asyncio.sleep(0.01)
-        bench.at(0, 5.0)
-        bench.at(1200)
-        await asyncio.sleep(0)
-        assert registration.calls == 2
-
-    asyncio.run(main())
-
-
-def test_an_async_callback_of_a_closed_loop_is_dropped(bench: Bench, caplog: Any) -> None:
-    async def late(_: PressureEvent) -> None:
-        raise AssertionError
-
-    async def main() -> Registration:
-        return bench.monitor.on(HIGH, late)
-
-    registration = asyncio.run(main())
-    bench.monitor.on(HIGH, bench.note)
-    bench.at(1000)
-    assert registration.cancelled
-    assert len(bench.events) == 1
-    assert "its event loop is closed" in logged(caplog)[0]
-
-
-def test_an_async_callback_without_a_loop_is_an_error_that_says_so(bench: Bench, caplog: Any) -> None:
-    async def lost(_: PressureEvent) -> None:
-        raise AssertionError
-
-    registration = bench.monitor.on(HIGH, lost)
-    bench.at(1000)
-    assert registration.errors == 1
-    assert "outside a running event loop" in str(caplog.records[0].exc_info[1])
-
-
-def test_an_async_callback_without_a_loop_takes_that_of_the_monitor(bench: Bench) -> None:
-    async def free(_: PressureEvent) -> int:
-        return 3
-
-    registration = bench.monitor.on(HIGH, free)
-
-    async def main() -> None:
-        async with bench.monitor:
-            bench.memory.used = 1000
-            await asyncio.to_thread(bench.monitor.poll)
-            while not registration.freed:
-                await asyncio.sleep(0)
-
-    asyncio.run(main())
-
-
-def test_async_callbacks_that_are_cancelled_leave_the_monitor_in_order(bench: Bench) -> None:
-    async def main() -> None:
-        async def endless(_: PressureEvent) -> None:
-            await asyncio.Event().wait()
-
-        bench.monitor.on(HIGH, endless)
-        bench.at(1000)
-        await asyncio.sleep(0)
-
-    asyncio.run(main())  # cancels it
-    until(lambda: bench.monitor.stats().callbacks[0].seconds >= 0)
-    bench.at(1200)

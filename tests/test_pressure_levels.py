@@ -63,6 +63,14 @@ def test_nonsense_in_bytes(given: dict[str, Any], words: str) -> None:
         Thresholds(**given)
 
 
+@pytest.mark.parametrize("bad", [1 << 64, pytest.param(10**400, id="digits"), pytest.param(10**6000, id="more digits")])
+def test_what_no_memory_has(bad: int) -> None:
+    with pytest.raises(OverflowError, match="main"):
+        Thresholds(bad)
+    with pytest.raises(OverflowError, match="critical"):
+        Thresholds(1000, critical=bad)
+
+
 @pytest.mark.parametrize("bad", [0, -0.5, 1.5, math.nan, math.inf, 2, pytest.param(10**400, id="huge")])
 def test_nonsense_in_shares(bad: float) -> None:
     with pytest.raises(ValueError, match="high"):
@@ -103,7 +111,8 @@ def test_what_is_judged() -> None:
     assert shares.figure(500, 1000, "shared") == shares.figure(500, 1000, "own") == 0.5
     assert shares.figure(500, None, "own") is None
     assert shares.figure(None, 1000, "own") is in_bytes.figure(None, 1000, "own") is None
-    assert shares.figure(0, 0, "own") == 1.0
+    assert shares.figure(1, 0, "own") == 1.0
+    assert shares.figure(0, 0, "own") is None  # of what is not there
 
 
 def test_bytes_at() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import mempool
 from mempool.pressure import Forecast, Level, PressureEvent, PressureMonitor, Thresholds
+from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged
 from support import Strange
 
@@ -124,6 +125,25 @@ def test_a_source_that_breaks_is_logged_once_with_its_traceback(bench: Bench, ca
     assert bench.monitor.sources[0].errors == 3
 
 
+class Speechless(OSError):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_an_error_that_cannot_be_written_out_is_shown_all_the_same(bench: Bench) -> None:
+    bench.memory.error = Speechless()
+    assert bench.at(0) == NORMAL
+    assert bench.monitor.sources[0].why == "Speechless: no text (ZeroDivisionError)"
+
+
+def test_nothing_of_nothing_is_no_pressure() -> None:
+    bench = Bench(Thresholds.fractions())
+    bench.memory.limit = 0
+    assert bench.at(0) == NORMAL
+    assert bench.monitor.sources[0].why == "nothing of nothing is used"
+    assert bench.at(1) == CRITICAL
+
+
 def test_one_that_fails_does_not_stop_the_others() -> None:
     broken, well = Memory(name="broken"), Memory(1300, name="well")
     broken.error = OSError("gone")
@@ -200,6 +220,13 @@ def test_history_keeps_rounds_and_changes_longer(bench: Bench) -> None:
     assert history[-1].time == bench.clock.now
 
 
+def test_history_is_in_order_whatever_the_clock_does() -> None:
+    bench = Bench(min_dwell=0)
+    for used, seconds in ((0, 0.0), (1100, 0.0), (1150, -50.0), (0, 0.0), (10, 0.0), (20, math.nan), (30, 1.0)):
+        bench.at(used, seconds)
+    assert [event.used for event in bench.monitor.history()] == [0, 1100, 1150, 0, 10, 20, 30]
+
+
 def test_forecast(bench: Bench) -> None:
     bench.memory.limit = 1100
     for step in range(8):
@@ -249,6 +276,42 @@ def test_settings_are_checked_also_while_it_runs(option: str, value: Any, kind: 
 def test_what_is_no_source(bad: Any) -> None:
     with pytest.raises(TypeError):
         PressureMonitor(sources=bad)
+
+
+class OfAnotherScope:
+    name, scope = "own", "Own"
+
+    def read(self) -> Reading:
+        return Reading(5000)
+
+
+def test_a_class_is_no_source() -> None:
+    with pytest.raises(TypeError, match="class Memory"):
+        PressureMonitor(sources=[Memory])
+
+
+def test_a_scope_that_is_none() -> None:
+    with pytest.raises(ValueError, match="'Own'"):
+        PressureMonitor(sources=[OfAnotherScope()])
+
+
+@pytest.mark.parametrize("bad", [5, "now", Clock])
+def test_what_is_no_clock(bad: Any) -> None:
+    with pytest.raises(TypeError, match="clock"):
+        PressureMonitor(sources=[], clock=bad)
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(0, ValueError), ("0ms", ValueError), (-1, ValueError), (None, TypeError)])
+def test_what_reminds_of_nothing(bad: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="reminder"):
+        PressureMonitor(sources=[], reminder=bad)
+
+
+def test_a_level_may_be_told_by_its_number(bench: Bench) -> None:
+    bench.memory.level = 2  # type: ignore[assignment]
+    assert bench.at(0) is HIGH
+    assert bench.monitor.level is HIGH
+    assert "HIGH" in repr(bench.monitor)
 
 
 def test_settings_may_change_while_it_runs(bench: Bench) -> None:

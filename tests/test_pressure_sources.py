@@ -161,6 +161,13 @@ def test_what_a_function_raises() -> None:
         CallableSource(fails(KeyboardInterrupt())).read()
 
 
+@pytest.mark.parametrize(("bad", "kind"), [(True, TypeError), ("HIGH", TypeError), (1.0, TypeError), (7, ValueError)])
+def test_a_level_that_is_none(bad: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=repr(bad)):
+        Reading(level=bad)
+    assert Reading(level=2).level is Level.HIGH  # type: ignore[arg-type]
+
+
 def test_no_function() -> None:
     with pytest.raises(TypeError, match="5"):
         CallableSource(5)  # type: ignore[arg-type]

@@ -61,23 +61,25 @@ class Model(RuleBasedStateMachine):
             return
         now, used = self.bench.clock.now, self.bench.memory.used or 0
         if self.entered > self.answered:
-            self.announce("rise", self.told if self.level > self.told else self.answered)
+            self.announce("rise", self.told if self.entered > self.told else self.answered, self.entered)
+            self.answered = self.entered
             self.gap = REMINDER
         elif self.level < self.told:
-            self.announce("relief", self.told)
+            self.announce("relief", self.told, self.level)
             self.gap = REMINDER
         elif self.level and now - self.told_at >= self.gap and (used > ENDS[self.real] or self.simulated == self.level):
-            self.announce("reminder", self.told)
+            self.announce("reminder", self.told, self.level)
+            self.answered = self.level
             self.gap = min(2 * self.gap, 300.0)
 
-    def announce(self, kind: str, previous: int) -> None:
+    def announce(self, kind: str, previous: int, now: int) -> None:
         if kind == "relief":
-            self.expected.append(("relief", previous, self.level))
+            self.expected.append(("relief", previous, now))
         else:
             for level in (Level.ELEVATED, Level.HIGH, Level.CRITICAL):
-                if level <= self.level:
-                    self.expected.append((level.name, previous, self.level))
-        self.told = self.answered = self.level
+                if level <= now:
+                    self.expected.append((level.name, previous, now))
+        self.told = self.level
         self.told_at = self.bench.clock.now
 
     @property

@@ -12,6 +12,9 @@ __all__ = ["Level", "PressureEvent", "Thresholds"]
 # A product of decimal fractions may lie a rounding above or below the figure that was meant.
 _ROUNDING = 1e-9
 
+# Bytes that no memory has.
+_TOO_MANY = 1 << 64
+
 # Where CRITICAL begins if only `main` is given: as far above HIGH as 95 % is above 76 %.
 CRITICAL_OVER_MAIN = 1.25
 
@@ -32,7 +35,7 @@ class PressureEvent:
     Attributes
     ----------
     level, previous : Level
-        Now, and before.
+        Now, and before. A rise tells the level that was entered, also where a higher one still lasts its dwell.
     source : str
         Name of the source that decided.
     used, limit : int or None
@@ -66,6 +69,14 @@ def _share(value: object, name: str) -> float:
     return float(value)
 
 
+def _bytes(value: object, name: str) -> int:
+    """Return a size that memory can have."""
+    size = parse_size(value, name)
+    if size >= _TOO_MANY:
+        raise OverflowError(f"{name} of {shown(size)} cannot be addressed")
+    return size
+
+
 class Thresholds:
     """Where levels begin: in bytes, or (`fractions`) in shares of the limit that a source names.
 
@@ -84,6 +95,8 @@ class Thresholds:
     ------
     TypeError, ValueError
         For what is no size or no share, a size of zero, or thresholds that fall.
+    OverflowError
+        For a size that no memory has.
 
     Examples
     --------
@@ -102,10 +115,10 @@ class Thresholds:
     points: tuple[float, float, float]
 
     def __init__(self, main: int | str, critical: int | str | None = None, preventive: float = 0.8) -> None:
-        high = parse_size(main, "main")
+        high = _bytes(main, "main")
         if high == 0:
             raise ValueError(f"main must be more than 0 bytes, got {main!r}")
-        top = int(high * CRITICAL_OVER_MAIN) if critical is None else parse_size(critical, "critical")
+        top = int(high * CRITICAL_OVER_MAIN) if critical is None else _bytes(critical, "critical")
         if top < high:
             raise ValueError(f"critical must not be below main, got {critical!r} and {main!r}")
         share = _share(preventive, "preventive")
@@ -136,7 +149,9 @@ class Thresholds:
             return None
         if self.absolute:
             return used if scope == "own" else None
-        return None if limit is None else used / limit if limit > 0 else 1.0
+        if limit is None or used == limit == 0:
+            return None
+        return used / limit if limit > 0 else 1.0
 
     def bytes_at(self, level: Level, limit: int | None) -> float | None:
         """Return the bytes at which a level above NORMAL begins for a source with this limit; None if it never does."""

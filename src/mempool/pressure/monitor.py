@@ -20,7 +20,7 @@ from typing import Self, overload
 
 from mempool.pressure.callbacks import Callback, Callbacks, Registration
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
-from mempool.pressure.options import Options
+from mempool.pressure.options import Options, clock_of, positive
 from mempool.pressure.reclaim import Item, Shrinker
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
@@ -37,7 +37,6 @@ log = logging.getLogger("mempool.pressure")
 
 _LONGEST_NAP = 5.0  # of a waiter that will be woken: a loop that runs the monitor may be closed without a word
 _MOST_ROUNDS = 8  # of callbacks in one poll; callbacks that simulate levels could go on for ever
-_FIRST_PRIORITY = 1 << 62  # of what costs nobody anything: idle memory
 
 
 def _level(value: object, lowest: Level = Level.NORMAL) -> Level:
@@ -123,13 +122,13 @@ class PressureMonitor(Options):
         reminder: float | str = 5.0,
     ) -> None:
         super().__init__(thresholds, interval, hysteresis, min_dwell)
-        self._clock = time.monotonic if clock is None else clock
+        self._clock = clock_of(clock)
         self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
         self._callbacks, self._waiters = Callbacks(), Waiters()
-        self._state = State(parse_duration(reminder, "reminder"))
+        self._state = State(positive(reminder, "reminder"))
         self._locks()
         self._lost_thread = False
-        self._polls = self._events = self._muted = 0
+        self._polls = self._events = 0
         self._cost, self._polled_at = 0.0, float("-inf")
         self._register_reclaim(reclaim)
         watch_forks(self)
@@ -147,7 +146,7 @@ class PressureMonitor(Options):
             if not items:
                 return
             make_room = Shrinker(items)
-        self._callbacks.add(make_room, Level.ELEVATED, _FIRST_PRIORITY, weak=False)
+        self._callbacks.add(make_room, Level.ELEVATED, 0, weak=False, first=True)  # idle memory costs nobody anything
 
     # ---- callbacks ----
 
@@ -203,12 +202,12 @@ class PressureMonitor(Options):
     def suppressed(self) -> Iterator[None]:
         """Run no callbacks inside; what they missed, they are told at the first poll after it, if it still holds."""
         with self._lock:
-            self._muted += 1
+            self._callbacks.muted += 1
         try:
             yield
         finally:
             with self._lock:
-                self._muted -= 1
+                self._callbacks.muted -= 1
 
     # ---- rounds ----
 
@@ -290,8 +289,9 @@ class PressureMonitor(Options):
 
     def _tell_one(self) -> Kind | None:
         with self._lock:
-            due = None if self._muted else self._state.next_event()
+            due = None if self._callbacks.muted else self._state.next_event()
         if due is None:
+            self._callbacks.tell_late(self._state.level)
             return None
         kind, event = due
         if kind == "relief":
@@ -522,7 +522,7 @@ class PressureMonitor(Options):
     def stats(self) -> MonitorStats:
         """Return counts and sums of one moment."""
         running, interval = self.running, self._next_interval()
-        calls, errors, freed = self._callbacks.totals()
+        calls, errors, freed = self._callbacks.sums.totals()
         rows = tuple(
             CallbackStats(one.name, one.level, one.calls, one.errors, one.freed, one.seconds)
             for one in self._callbacks.all()

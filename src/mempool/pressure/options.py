@@ -1,12 +1,32 @@
 """What a monitor goes by, and what may be set while it runs; what it does not say, the settings of the process do."""
 
+import time
+from collections.abc import Callable
+
 from mempool.pressure.levels import CRITICAL_OVER_MAIN, Thresholds
 from mempool.settings import thresholds as configured_thresholds
 from mempool.units import parse_duration
 
-__all__ = ["Options"]
+__all__ = ["Options", "clock_of", "positive"]
 
 _DEFAULT = Thresholds.fractions()
+
+
+def positive(value: object, name: str) -> float:
+    """Return a duration that is more than nothing."""
+    seconds = parse_duration(value, name)
+    if seconds == 0:
+        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}")
+    return seconds
+
+
+def clock_of(given: object) -> Callable[[], float]:
+    """Return a clock as it is, and the real one for None; `TypeError` for what cannot be called."""
+    if given is None:
+        return time.monotonic
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"clock must return seconds when called, not {given!r}")
+    return given
 
 
 class Options:
@@ -71,10 +91,7 @@ class Options:
 
     @interval.setter
     def interval(self, value: float | str | None) -> None:
-        seconds = None if value is None else parse_duration(value, "interval")
-        if seconds == 0:
-            raise ValueError(f"interval must be more than 0 seconds, got {value!r}")
-        self._interval = seconds
+        self._interval = None if value is None else positive(value, "interval")
         self._changed()
 
 

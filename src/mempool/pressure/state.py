@@ -6,11 +6,12 @@
 
 A rise is told while what is entered lies above what was answered. So a level that rose while callbacks were suppressed is told
 later, and memory that callbacks made room for is a new rise when it is short again, also within the dwell that still holds its
-level.
+level. Then the event says what is entered, not what is held.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
@@ -42,8 +43,9 @@ class State:
         self._reminder = self._gap = reminder
         self._decider: Watched | None = None
         self._forecast: Forecast | None = None
-        self._rounds: deque[PressureEvent] = deque(maxlen=_ROUNDS_KEPT)
-        self._changes: deque[PressureEvent] = deque(maxlen=_CHANGES_KEPT)
+        self._number = 0
+        self._rounds: deque[tuple[int, PressureEvent]] = deque(maxlen=_ROUNDS_KEPT)
+        self._changes: deque[tuple[int, PressureEvent]] = deque(maxlen=_CHANGES_KEPT)
 
     # ---- what is ----
 
@@ -81,7 +83,8 @@ class State:
         self.entered = max(self._real.entered, self.simulated)
         self.settled = max(self._real.settled, self.simulated)
         self._answered = min(self._answered, self.level)
-        (self._rounds if self.level == previous else self._changes).append(self._event(previous))
+        self._number += 1  # a clock may stand still, or go back
+        (self._rounds if self.level == previous else self._changes).append((self._number, self._event(previous)))
 
     # ---- what is to be told ----
 
@@ -91,7 +94,7 @@ class State:
         if self.entered > self._answered:
             self.rises += 1
             self._gap = self._reminder
-            return "rise", self._tell(previous if self.level > previous else self._answered)
+            return "rise", self._rise(previous if self.entered > previous else self._answered)
         if self.level < previous:
             self.reliefs += 1
             self._gap = self._reminder
@@ -99,12 +102,18 @@ class State:
         if self.level and self.settled == self.level and self.now - self._told_at >= self._gap:
             self.reminders += 1
             self._gap = min(2 * self._gap, max(_SLOWEST_REMINDER, self._reminder))
+            self._answered = self.level
             return "reminder", self._tell(previous)
         return None
 
+    def _rise(self, previous: Level) -> PressureEvent:
+        """Tell what is entered: a level above it that is only held asks nobody."""
+        event = replace(self._tell(previous), level=self.entered)
+        self._answered = self.entered
+        return event
+
     def _tell(self, previous: Level) -> PressureEvent:
         self._told, self._told_at = self.level, self.now
-        self._answered = self.level
         return self._event(previous)
 
     def answered(self, level: Level) -> None:
@@ -120,7 +129,7 @@ class State:
 
     def history(self) -> tuple[PressureEvent, ...]:
         """Return the last rounds, and the last changes of the level, oldest first."""
-        return tuple(sorted((*self._changes, *self._rounds), key=lambda event: event.time))
+        return tuple(event for _, event in sorted((*self._changes, *self._rounds), key=lambda kept: kept[0]))
 
     def _event(self, previous: Level) -> PressureEvent:
         decider = self._decider

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mempool.pressure.levels import Level, Thresholds
 from mempool.pressure.machine import Latch, Verdict, judge
-from mempool.pressure.sources.base import EventSource, Reading, Source
+from mempool.pressure.sources.base import EventSource, Reading, Source, checked_scope
 from mempool.pressure.sources.custom import CallableSource
 from mempool.pressure.trend import Forecast, Trend
 from mempool.units import shown
@@ -51,8 +51,11 @@ class SourceStatus:
 
 
 def as_source(given: object) -> Source:
-    """Return a source as it is, and a callable as one; `TypeError` for anything else."""
+    """Return a source as it is, and a callable as one; `TypeError` for anything else, `ValueError` for a scope that is none."""
+    if isinstance(given, type):
+        raise TypeError(f"a pressure source must be an instance, not the class {given.__qualname__}")
     if isinstance(given, Source):
+        checked_scope(given.scope)
         return given
     if callable(given):
         return CallableSource(given)
@@ -73,9 +76,15 @@ def checked(reading: object) -> Reading:
             raise ValueError(f"a reading must be bytes or None, not {figure!r}")
         if not 0 <= figure < _MOST:
             raise ValueError(f"a reading must be what memory can have of bytes, not {shown(figure)}")
-    if reading.level is not None:
-        Level(reading.level)
     return reading
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an error says; it may be broken itself."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"no text ({type(broken).__name__})"
 
 
 class Watched:
@@ -109,7 +118,7 @@ class Watched:
         gone, odd = self.reading is not None, not isinstance(error, OSError | ValueError)
         self.errors += 1
         self.reading, self.figure = None, None
-        self.why = f"{type(error).__name__}: {error}"
+        self.why = f"{type(error).__name__}: {text_of(error)}"
         self.trend.clear()
         if odd and not self._odd:
             self._odd = True
@@ -133,7 +142,7 @@ class Watched:
             return "thresholds in bytes judge what this program took alone"
         if self.reading.used is None:
             return "tells no figures"
-        return "no limit"
+        return "no limit" if self.reading.limit is None else "nothing of nothing is used"
 
     def rank(self, thresholds: Thresholds) -> tuple[Level, float]:
         """Return what is compared to find the source that decides."""

@@ -5,9 +5,16 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mempool.pressure.levels import Level
 
-__all__ = ["EventSource", "Reading", "Scope", "Source"]
+__all__ = ["EventSource", "Reading", "Scope", "Source", "checked_scope"]
 
 Scope = Literal["own", "shared"]
+
+
+def checked_scope(scope: object) -> Scope:
+    """Refuse what is no scope."""
+    if scope == "own" or scope == "shared":
+        return scope
+    raise ValueError(f"scope must be 'own' or 'shared', not {scope!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,15 @@ class Reading:
     used: int | None = None
     limit: int | None = None
     level: Level | None = None
+
+    def __post_init__(self) -> None:
+        """Take a level by its number too; `TypeError` or `ValueError` for what is none."""
+        level: object = self.level
+        if level is None or isinstance(level, Level):
+            return
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise TypeError(f"level must be a Level or None, not {level!r}")
+        object.__setattr__(self, "level", Level(level))
 
 
 @runtime_checkable

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from mempool.pressure.levels import Level
-from mempool.pressure.sources.base import Reading, Scope
+from mempool.pressure.sources.base import Reading, Scope, checked_scope
 
 __all__ = ["CallableSource"]
 
@@ -40,9 +39,7 @@ class CallableSource:
     def __init__(self, func: Callable[[], object], name: str | None = None, *, scope: Scope = "own") -> None:
         if not callable(func):
             raise TypeError(f"func must be callable, not {func!r}")
-        if scope not in ("own", "shared"):
-            raise ValueError(f"scope must be 'own' or 'shared', not {scope!r}")
-        self._func, self._scope = func, scope
+        self._func, self._scope = func, checked_scope(scope)
         self._name = name or str(getattr(func, "__qualname__", None) or type(func).__qualname__)
 
     @property
@@ -71,8 +68,7 @@ class CallableSource:
         except Exception as error:
             raise ValueError(f"{self._name} raised {error!r}") from error
         if isinstance(answer, Reading):
-            level = None if answer.level is None else Level(answer.level)
-            return Reading(_bytes(answer.used, "used"), _bytes(answer.limit, "limit"), level)
+            return Reading(_bytes(answer.used, "used"), _bytes(answer.limit, "limit"), answer.level)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ValueError(f"{self._name} must return (used, limit), not {answer!r}")
         return Reading(_bytes(answer[0], "used"), _bytes(answer[1], "limit"))
