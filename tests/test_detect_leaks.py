@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gc
+import itertools
 import random
 import sys
 import threading
@@ -184,6 +185,65 @@ def test_charges_of_third_parties_are_named() -> None:
     report = detect_leaks(lambda: account.charge(KIB), iterations=24)
     assert (only(report, "account").where, report.bytes_per_call) == ("root > decoder", KIB)
     account.discharge(account.used)
+
+
+def test_charges_of_ever_new_accounts_are_named_by_what_is_above() -> None:
+    above, numbers = Account("requests"), iter(range(1000))
+    charged: list[Account] = []
+
+    def handle() -> None:
+        charged.append(Account(f"request {next(numbers)}", parent=above))
+        charged[-1].charge(8 * KIB)
+
+    report = detect_leaks(handle, iterations=24)
+    assert (only(report, "account").where, only(report, "account").bytes_per_call) == (
+        "root > requests > (new accounts)",
+        8 * KIB,
+    )
+    for account in charged:
+        account.discharge(8 * KIB)
+
+
+def test_charges_of_many_accounts_count_together() -> None:
+    accounts = [Account(f"tenant {number}") for number in range(40)]
+    turns = itertools.cycle(accounts)
+    report = detect_leaks(lambda: next(turns).charge(8 * KIB), iterations=24)
+    assert (only(report, "account").where, only(report, "account").bytes_per_call) == (
+        "root > (many accounts)",
+        8 * KIB,
+    )
+    for account in accounts:
+        account.discharge(account.used)
+
+
+def test_accounts_that_come_and_go_are_no_leak() -> None:
+    numbers = iter(range(1000))
+
+    def handle() -> None:
+        with Account(f"request {next(numbers)}").charged(8 * KIB):
+            pass
+
+    assert not detect_leaks(handle, iterations=24).leaked
+
+
+def test_a_leak_of_code_from_ever_new_lines_is_their_sum() -> None:
+    kept: list[bytearray] = []
+    numbers = iter(range(1000))
+
+    def handle() -> None:
+        exec(compile("\n" * next(numbers) + "kept.append(bytearray(1000))", "<generated>", "exec"), {"kept": kept})
+
+    report = detect_leaks(handle, iterations=24)
+    assert only(report, "heap").where == "many lines, most of it in <generated>"
+    assert 1000 < report.bytes_per_call < 1300
+
+
+@pytest.mark.parametrize("nbytes", [60 * KIB, 20 * KIB, 4 * KIB])
+def test_what_gets_larger_in_rare_steps_leaks_or_is_noted(nbytes: int) -> None:
+    grown, more = bytearray(KIB * KIB), bytes(nbytes)
+    report = detect_leaks(lambda: grown.extend(more), iterations=24)
+    line = f"{HERE}:{sys._getframe().f_lineno - 1}"
+    assert any(line in text for text in [*report.notes, *(culprit.where for culprit in report.culprits)]), str(report)
 
 
 def test_slab_items_count_one_by_one() -> None:

@@ -20,24 +20,24 @@ def _path(account: Account) -> tuple[str, ...]:
 
 
 def _own(mapped: bool) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the path of each account and what it holds besides its children. Chains of accounts may be of any length."""
+    """Yield the path of each account, and what it holds besides its children and what idles in pools.
+
+    Chains of accounts may be of any length. The statistics of a pool were not taken: they cost as much as a hundred accounts.
+    """
     top = root_account()
-    waiting: list[tuple[tuple[str, ...], Account]] = [((top.name,), top)]
+    waiting: list[tuple[tuple[str, ...], Account, int]] = [((top.name,), top, _core._held(top, None))]
     while waiting:
-        path, account = waiting.pop()
-        children = account.children
+        path, account, held = waiting.pop()
+        below = [((*path, child.name), child, _core._held(child, None)) for child in account.children]
         if mapped or path != _FILES:
-            yield path, account.used - sum(child.used for child in children)
-        waiting += [((*path, child.name), child) for child in reversed(children)]
+            yield path, held - sum(nbytes for _, _, nbytes in below)
+        waiting += reversed(below)
 
 
-def _idle() -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the account of each pool and slab, and the bytes that it keeps there and lends to nobody."""
-    for pool in _core._pools():
-        yield _path(pool.account), pool.stats().idle
+def _empty() -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the account of each slab, and the bytes that lie empty there."""
     for slab in _core._slabs():
-        stats = slab.stats()
-        yield _path(slab.account), stats.reserved - (stats.live + stats.retired) * stats.item_size
+        yield _path(slab.account), slab.stats().reserved - _core._held(None, slab)
 
 
 def lent_by_account(*, mapped: bool = True) -> dict[tuple[str, ...], int]:
@@ -49,7 +49,7 @@ def lent_by_account(*, mapped: bool = True) -> dict[tuple[str, ...], int]:
     lent: dict[tuple[str, ...], int] = {}
     for path, nbytes in _own(mapped):
         lent[path] = lent.get(path, 0) + nbytes
-    for path, nbytes in _idle():
+    for path, nbytes in _empty():
         if path in lent:
             lent[path] -= nbytes
     return lent
