@@ -355,7 +355,7 @@ def test_two_runs_at_once_take_turns() -> None:
 
 
 def test_a_run_within_a_run() -> None:
-    """CPython's tracemalloc itself leaves some malloc behind each time it is stopped, so that may show."""
+    """The tracemalloc of CPython 3.11 itself leaves some malloc behind for each stack when it is stopped, so that may show."""
     report = detect_leaks(lambda: detect_leaks(int, warmup=0, iterations=8), warmup=0, iterations=8, rounds=2)
     assert {culprit.kind for culprit in report.culprits} <= {"native"}
 

@@ -63,7 +63,8 @@ class Culprit:
         What a line made in Python's heap, and what other packages trace for it (NumPy does); native memory of this package that
         a line asked for; what an account lends; memory that neither Python nor this package knows.
     where : str
-        ``file:line``, the path of the account from the root, or which figure showed it.
+        ``file:line``, the path of the account from the root, or which figure showed it; ``many lines`` and ``(new accounts)`` or
+        ``(many accounts)`` for what none leaks by itself.
     bytes_per_call, objects_per_call : float
         Growth. Objects are 0.0 where only bytes are counted.
     stack : tuple of str
