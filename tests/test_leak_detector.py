@@ -4,24 +4,26 @@ import gc
 import logging
 import os
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mempool
 from mempool.accounting import Account, GrowthReport, LeakDetector, Snapshot
-from support import MIB, until
+from support import KIB, MIB, until
 
 
 def scripted(*rows: tuple[int, int, int | None]) -> Callable[[str | None, Callable[[], float]], Snapshot]:
-    """Readings of resident, lent and traced bytes that were written down before; one a second."""
+    """Readings of resident, lent and Python's own traced bytes that were written down before; one a second."""
     feed = iter(enumerate(rows))
 
     def read(label: str | None, clock: Callable[[], float]) -> Snapshot:
         second, (rss, lent, traced) = next(feed)
-        return Snapshot(label, float(second), rss, lent, 0, traced, 0)
+        return Snapshot(label, float(second), rss, lent, 0, traced, 0, python_heap=traced)
 
     return read
 
@@ -72,7 +74,7 @@ def test_heap_and_external_growth_are_told_apart(after: Any, leaking: bool, heap
 
 def test_traced_growth_counts_rather_than_resident() -> None:
     report = based((1000, 0, 50), (9000, 60, 200), on_leak=ignore).check()
-    assert (report.leaking, report.heap, report.external) == (False, 90, 60)
+    assert (report.leaking, report.heap, report.external) == (True, 150, 60)
 
 
 def test_each_further_threshold_is_told_once() -> None:
@@ -82,6 +84,103 @@ def test_each_further_threshold_is_told_once() -> None:
     for _ in rows[1:]:
         detector.check()
     assert told == [110, 200, 120]
+
+
+def test_growth_that_comes_back_is_told_again_but_not_for_every_tremble() -> None:
+    told: list[int] = []
+    rows = [(1000 + growth, 0, None) for growth in (0, 100, 0, 110, 99, 101, 91, 120, 89, 130, 230, 150, 240)]
+    detector = based(*rows, on_leak=lambda report: told.append(report.heap))
+    for _ in rows[1:]:
+        detector.check()
+    assert told == [100, 110, 130, 230, 240]
+
+
+def snapshots(*changes: dict[str, int]) -> Callable[[str | None, Callable[[], float]], Snapshot]:
+    nothing = {"rss": 1000, "external": 0, "idle": 0, "mapped": 0, "shared": 0}
+    feed = [Snapshot(None, 0.0, traced=None, blocks=0, **{**nothing, **change}) for change in changes]
+    return lambda label, clock: feed.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("after", "heap", "external"),
+    [
+        ({"rss": 1300, "external": 300, "idle": 300}, 0, 0),  # touched, and idle again
+        ({"rss": 1300, "external": 300, "idle": 100}, 0, 200),
+        ({"rss": 1400, "external": 300, "idle": 300}, 100, 0),
+        ({"rss": 1000, "external": 300, "mapped": 300}, 0, 0),  # a file that was opened,
+        ({"rss": 1300, "external": 300, "mapped": 300, "shared": 300}, 0, 0),  # and read,
+        ({"rss": 1300, "external": 300, "mapped": 300}, 300, 0),  # or not, while something else grew,
+        ({"rss": 1500, "external": 500, "mapped": 300, "shared": 300}, 0, 200),  # or a lease was taken
+        ({"rss": 1300, "shared": 300}, 300, 0),
+    ],
+)
+def test_idle_memory_and_mapped_files_are_no_leak_and_hide_none(
+    after: dict[str, int], heap: int, external: int
+) -> None:
+    detector = LeakDetector(10_000, read=snapshots({}, after))
+    detector.set_baseline()
+    report = detector.check()
+    assert (report.heap, report.external) == (heap, external)
+
+
+@pytest.mark.nosan
+def test_idle_memory_that_is_resident_is_no_leak() -> None:
+    pool = mempool.BufferPool(idle_timeout=None)
+    detector = LeakDetector("32MiB", on_leak=ignore)
+    detector.set_baseline()
+    with pool.acquire("64MiB") as buffer:
+        buffer[:] = bytes(64 * MIB)
+    report = detector.check()
+    assert report.delta.rss > 60 * MIB
+    assert (report.leaking, report.delta.idle) == (False, 64 * MIB)
+    pool.trim()
+
+
+@pytest.mark.nosan
+def test_a_mapped_file_is_no_leak_when_opened_nor_when_read(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    detector = LeakDetector("32MiB", on_leak=ignore)
+    detector.set_baseline()
+    array = mempool.open_array(path, dtype="u1")
+    report = detector.check()
+    assert (report.leaking, report.external, report.accounts, report.delta.mapped) == (False, 0, (), 64 * MIB)
+    assert not array.array[::4096].any()
+    report = detector.check()
+    assert report.delta.rss > 60 * MIB
+    assert not report.leaking
+    array.close()
+
+
+def test_charges_by_hand_hide_no_traced_growth() -> None:
+    account = Account("gpu")
+    tracemalloc.start()
+    try:
+        detector = LeakDetector("1MiB", on_leak=ignore)
+        detector.set_baseline()
+        kept = bytearray(MIB)
+        account.charge(8 * MIB)
+        lent = mempool.acquire(4 * MIB)
+        report = detector.check()
+    finally:
+        tracemalloc.stop()
+    assert MIB <= report.heap < MIB + 64 * KIB
+    assert report.external == 12 * MIB
+    account.discharge(8 * MIB)
+    lent.release()
+    del kept
+
+
+def test_accounts_below_each_other_without_end() -> None:
+    chain = Account("deep")
+    for _ in range(2000):
+        chain = Account("deep", parent=chain)
+    detector = LeakDetector(on_leak=ignore)
+    detector.set_baseline()
+    with chain.charged(MIB):
+        report = detector.check()
+    assert [nbytes for _, nbytes in report.accounts] == [MIB]
 
 
 def test_by_default_a_warning_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -182,6 +281,13 @@ def test_stop_from_inside_a_callback() -> None:
     assert stopped.wait(30)
     until(lambda: not detector.running, "the end of the thread")
     kept.release()
+
+
+def test_starting_again_and_again_leaves_nothing_behind() -> None:
+    detector = LeakDetector("1GiB")
+    for _ in range(5):
+        detector.start("1h").stop()
+    assert weakref.getweakrefcount(detector) == 0
 
 
 def test_a_forgotten_detector_ends_its_thread() -> None:

@@ -116,6 +116,15 @@ def test_a_line_that_is_not_in_kilobytes(tmp_path: Path, line: str) -> None:
         process.peak_rss(tmp_path)
 
 
+def test_pages_of_files_are_told_from_others(tmp_path: Path) -> None:
+    tree.plant(tmp_path, {"proc/self/statm": "9 5 2 0 0 0 0"})
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert process.rss_and_shared(tmp_path) == (5 * page, 2 * page)
+    tree.plant(tmp_path, {"proc/self/statm": "9 5 x 0 0 0 0"})
+    with pytest.raises(ValueError, match="expected a number"):
+        process.rss_and_shared(tmp_path)
+
+
 def test_a_name_at_the_start_and_inside_another(tmp_path: Path) -> None:
     tree.plant(tmp_path, {"proc/self/status": "VmHWM: 1 kB\nXVmData: 5 kB\nVmDatax: 6 kB\nVmData:\t 7 kB"})
     assert (process.peak_rss(tmp_path), process.data(tmp_path)) == (KIB, 7 * KIB)
@@ -131,6 +140,7 @@ def test_where_there_is_no_proc_the_compiled_layer_tells(tmp_path: Path, monkeyp
     monkeypatch.setattr(process, "read", missing)
     monkeypatch.setattr(machine, "read", missing)
     assert (process.rss(), process.peak_rss()) == (5 * MIB, 4 * MIB)
+    assert process.rss_and_shared() == (5 * MIB, 5 * MIB)
     assert process.memory() == ProcessMemory(5 * MIB, 5 * MIB, None, None)
     assert machine.memory() == MachineMemory(GIB, MIB)
     for reader in (*READERS, machine.memory):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,52 @@ def test_patterns_of_what_is_kept() -> None:
         Tracker().pattern("heap")  # type: ignore[arg-type]
 
 
+def test_blocks_have_a_noise_and_a_unit_of_their_own() -> None:
+    feed = iter(range(10))
+    read = lambda label, clock: Snapshot(label, at := float(next(feed)), 0, 0, 0, None, int(at * 5000))  # noqa: E731
+    tracker = Tracker(read=read)
+    for _ in range(10):
+        tracker.snapshot()
+    found = tracker.pattern("blocks")
+    assert (found, found.evidence) == ("leak", "grows by 5,000 blocks a second, 45,000 blocks over 10 readings")
+    assert tracker.pattern("blocks", noise=50_000) == tracker.pattern("mapped") == "steady"
+    with pytest.raises(TypeError, match="'1MiB'"):
+        tracker.pattern("blocks", noise="1MiB")
+
+
+def test_lent_means_the_same_everywhere(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(MIB))
+    before = mempool.memory_usage().lent
+    with measure() as measured:
+        array = mempool.open_array(path, dtype="u1")
+        kept = mempool.acquire(MIB)
+    assert measured.delta is not None
+    delta = measured.delta
+    assert (delta.lent, delta.mapped, delta.external) == (MIB, MIB, 2 * MIB)
+    assert mempool.memory_usage().lent - before == MIB
+    array.close()
+    kept.release()
+
+
+def test_the_heap_is_told_from_what_is_lent_if_asked_for() -> None:
+    assert take_snapshot(heap=True).python_heap is None
+    tracemalloc.start()
+    try:
+        before = take_snapshot(heap=True)
+        lent, kept = mempool.acquire(MIB), bytearray(MIB)
+        delta = MemoryDelta(None, before, take_snapshot(heap=True))
+        assert take_snapshot().python_heap is None
+    finally:
+        tracemalloc.stop()
+    assert delta.python_heap is not None
+    assert delta.traced is not None
+    assert MIB <= delta.python_heap < MIB + 64 * KIB
+    assert 2 * MIB <= delta.traced < 2 * MIB + 64 * KIB
+    lent.release()
+    del kept
+
+
 @pytest.mark.parametrize(
     ("capacity", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
 )
@@ -167,6 +214,18 @@ def test_a_block_that_raises_is_measured(pool: mempool.BufferPool) -> None:
         _ = 1 // 0
     assert measured.delta is not None
     assert measured.delta.lent == MIB
+
+
+def raising(delta: MemoryDelta) -> None:
+    raise ZeroDivisionError("report")
+
+
+def test_the_error_of_the_work_goes_before_that_of_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyError, match="work"), measure("x", report=raising):
+        raise KeyError("work")
+    assert "ZeroDivisionError: report" in caplog.text
+    with pytest.raises(ZeroDivisionError), measure("x", report=raising):
+        pass
 
 
 def test_one_measure_serves_blocks_one_after_another() -> None:

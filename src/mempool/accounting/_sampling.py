@@ -9,9 +9,8 @@ import os
 import tracemalloc
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,7 @@ class Lent:
     def __init__(self) -> None:
         self.series: dict[tuple[str, ...], array[int]] = {}
         self.taken = 0
+        self._known: frozenset[tuple[str, ...]] = frozenset()
 
     def read(self) -> None:
         """Take one reading."""
@@ -89,14 +89,26 @@ class Lent:
             if path not in self.series:
                 self.series[path] = array("q", bytes(8 * self.taken))
             self.series[path].append(nbytes)
+        if self.taken == 0:
+            self._known = frozenset(self.series)
         self.taken += 1
         for row in self.series.values():
             if len(row) < self.taken:
                 row.append(0)
 
-    def total(self) -> list[int]:
-        """Return what all of them have lent, reading by reading."""
-        return [sum(row) for row in zip(*self.series.values(), strict=True)]
+    def total(self, without: Container[tuple[str, ...]] = ()) -> list[int]:
+        """Return what all of them have lent, reading by reading, but for some."""
+        rows = [row for path, row in self.series.items() if path not in without]
+        return [sum(row) for row in zip(*rows, strict=True)] or [0] * self.taken
+
+    def came(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the paths of accounts that were not there at the first reading, by the account below which they came."""
+        below: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for path in self.series:
+            if path not in self._known:
+                depth = next(depth for depth in range(1, len(path) + 1) if path[:depth] not in self._known)
+                below.setdefault(path[: depth - 1], []).append(path)
+        return below
 
 
 class Totals:
@@ -128,14 +140,28 @@ class Totals:
                 row.append(instrument())
 
 
-@dataclass(slots=True)
 class Sizes:
-    """What one line holds, reading by reading, and how much of that in large objects at the last one."""
+    """What one line holds, reading by reading, and how much of that in large objects at the last one.
 
-    nbytes: list[int] = field(default_factory=list)
-    count: list[int] = field(default_factory=list)
-    large: int = 0
-    stack: _RawStack = ()
+    No dataclass: what a generated ``__init__`` makes is traced as made in a file ``<string>``, not here.
+    """
+
+    __slots__ = ("count", "large", "nbytes", "stack")
+
+    def __init__(self) -> None:
+        self.nbytes: list[int] = []
+        self.count: list[int] = []
+        self.large = 0
+        self.stack: _RawStack = ()
+
+    @classmethod
+    def of(cls, parts: Sequence["Sizes"]) -> "Sizes":
+        """Return the sum of some that have as many readings."""
+        total = cls()
+        total.nbytes = [sum(row) for row in zip(*(part.nbytes for part in parts), strict=True)]
+        total.count = [sum(row) for row in zip(*(part.count for part in parts), strict=True)]
+        total.large = sum(part.large for part in parts)
+        return total
 
     def reach(self, readings: int) -> None:
         """Fill up with zeros: nothing was held when nothing was seen."""

@@ -18,7 +18,7 @@ from statistics import median
 
 from mempool.accounting.patterns import robust_slope
 
-__all__ = ["Plan", "contradicts", "grows", "may_grow", "rate", "slope_and_error"]
+__all__ = ["Plan", "contradicts", "grows", "in_steps", "may_grow", "rate", "slope_and_error"]
 
 _UPWARD = 0.75  # of the steps that change anything, so many go up
 _KEPT = 0.5  # of what came, so much stays: a queue that is emptied now and then mostly grows, too
@@ -101,6 +101,12 @@ def _slows(rates: Sequence[float]) -> bool:
 def _still(values: Sequence[int], density: float, tail: int) -> bool:
     """Return whether it grew in the last readings too, if it grew so often before that this can be asked."""
     return tail * density < 2 or values[-1] > values[-1 - tail]
+
+
+def in_steps(nbytes: Sequence[int], count: Sequence[int]) -> int:
+    """Return in how many steps it grew, if so few objects came that they were made larger in place. 0 if anything got smaller."""
+    steps = [after - before for before, after in pairwise(nbytes) if after != before]
+    return len(steps) if steps and min(steps) > 0 and count[-1] - count[0] <= 1 and max(count) <= count[-1] else 0
 
 
 def contradicts(plan: Plan, totals: Sequence[int], traced: float) -> bool:

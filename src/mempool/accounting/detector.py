@@ -22,6 +22,8 @@ __all__ = ["GrowthReport", "LeakDetector"]
 
 _log = logging.getLogger("mempool.accounting")
 _STOP_PATIENCE = 5.0  # seconds that stop() waits for a callback to end
+_READ = partial(take_snapshot, heap=True)
+_HYSTERESIS = 10  # a threshold can be passed again after growth fell below it by this part of the threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,10 @@ class GrowthReport:
     leaking : bool
         Whether heap or external growth passed the threshold.
     heap : int
-        Bytes by which memory outside this package grew at least: traced ones while `tracemalloc` runs, resident ones else, without
-        what was lent.
+        Bytes by which memory outside this package grew at least: Python's heap while `tracemalloc` runs, else what is resident,
+        without the growth of what accounts hold (lent or idle) and without pages of mapped files.
     external : int
-        Bytes of native memory of this package that are lent, above the baseline.
+        Bytes of native memory that are lent, above the baseline: neither idle nor mapped files, as in `MemoryUsage.lent`.
     accounts : tuple of (str, int)
         Accounts that lend more than at the baseline, and how much; most first.
     pattern : Pattern
@@ -71,8 +73,9 @@ class LeakDetector:
     threshold : int or str
         Bytes of growth, of the heap or of native memory, from which on it counts as a leak.
     on_leak : callable, optional
-        Called with the `GrowthReport` when the threshold is passed, and again for each further threshold of growth. By default a
-        warning is logged to ``mempool.accounting``.
+        Called with the `GrowthReport` when the threshold is passed, and again for each further threshold of growth. A threshold can
+        be passed again once growth fell below it by a tenth of the threshold. By default a warning is logged to
+        ``mempool.accounting``.
     capacity : int
         Most readings that are kept for the pattern.
     clock, read : callable
@@ -80,9 +83,10 @@ class LeakDetector:
 
     Notes
     -----
-    Native memory counts as it is lent: idle memory of pools is no leak. Without a running `tracemalloc` heap growth is resident
-    memory less what was lent; other libraries, and freed memory that malloc keeps, are part of it, and lent memory that nobody
-    touched hides as much of it.
+    Native memory counts as it is lent: idle memory of pools is no leak, and neither are mapped files, whose pages the kernel can
+    take back. While `tracemalloc` runs each check looks at all traces, some 0.3 s for a million of them. Without it heap growth is
+    resident memory less what accounts took; other libraries, and freed memory that malloc keeps, are part of it, and memory of
+    accounts that nobody touched, as well as charges by hand for memory that is not resident, hide as much of it.
 
     Examples
     --------
@@ -104,7 +108,7 @@ class LeakDetector:
         on_leak: Callable[[GrowthReport], object] | None = None,
         capacity: int = 100,
         clock: Callable[[], float] = time.monotonic,
-        read: Callable[[str | None, Callable[[], float]], Snapshot] = take_snapshot,
+        read: Callable[[str | None, Callable[[], float]], Snapshot] = _READ,
     ) -> None:
         self._threshold = parse_size(threshold, "threshold")
         if self._threshold == 0:
@@ -137,7 +141,7 @@ class LeakDetector:
         with self._lock:
             tracker = self._make_tracker()
             baseline = tracker.snapshot("baseline")
-            self._baseline = baseline, _lent.lent_by_account()
+            self._baseline = baseline, _lent.lent_by_account(mapped=False)
             self._tracker, self._told = tracker, 0
         return baseline
 
@@ -153,23 +157,31 @@ class LeakDetector:
             if self._baseline is None:
                 raise ValueError("LeakDetector has no baseline; call set_baseline() first")
             report = self._compare(*self._baseline)
-            growths = max(report.heap, report.external) // self._threshold
-            tell = growths > self._told
-            self._told = max(0, growths) if tell or growths < self._told - 1 else self._told
+            tell = self._passes(max(report.heap, report.external))
         if tell:
             self._tell(report)
         return report
 
     def _compare(self, baseline: Snapshot, lent: dict[tuple[str, ...], int]) -> GrowthReport:
         delta = MemoryDelta("growth", baseline, self._tracker.snapshot())
-        heap = max(0, (delta.rss if delta.traced is None else delta.traced) - max(0, delta.lent))
-        pattern = self._tracker.pattern("lent" if delta.lent > heap else "rss" if delta.traced is None else "traced")
-        grown = {path: nbytes - lent.get(path, 0) for path, nbytes in _lent.lent_by_account().items()}
+        heap = max(0, _resident_growth(delta) if delta.python_heap is None else delta.python_heap)
+        pattern = self._tracker.pattern(
+            "lent" if delta.lent > heap else "rss" if delta.python_heap is None else "python_heap"
+        )
+        grown = {path: nbytes - lent.get(path, 0) for path, nbytes in _lent.lent_by_account(mapped=False).items()}
         rows = sorted(
             ((" > ".join(path), nbytes) for path, nbytes in grown.items() if nbytes > 0), key=lambda row: -row[1]
         )
         leaking = max(heap, delta.lent) >= self._threshold
         return GrowthReport(leaking, heap, delta.lent, tuple(rows), pattern, delta, self._threshold)
+
+    def _passes(self, growth: int) -> bool:
+        """Return whether a threshold was passed that is not told; one that growth fell well below can be passed again."""
+        below = max(0, growth + self._threshold // _HYSTERESIS) // self._threshold
+        passed = max(0, growth) // self._threshold
+        tell = passed > self._told
+        self._told = passed if tell else min(self._told, below)
+        return tell
 
     def _tell(self, report: GrowthReport) -> None:
         try:
@@ -237,21 +249,33 @@ class LeakDetector:
             _log.exception("a check of a LeakDetector raised")
 
 
+def _resident_growth(delta: MemoryDelta) -> int:
+    """Return how far resident memory grew without accounts and mapped files.
+
+    Nobody tells cheaply how many resident pages are those of mapped files: at most as many as are mapped, and as shared pages came.
+    """
+    held = max(0, delta.external - delta.mapped)
+    files = min(delta.after.mapped, max(0, delta.after.shared - delta.before.shared))
+    return delta.rss - held - files
+
+
 class _Watch:
     """The thread of one `start`. It holds its detector weakly: a forgotten detector ends it."""
 
     def __init__(self, detector: LeakDetector, seconds: float) -> None:
         self._process = os.getpid()
         self._over = threading.Event()
-        weakref.finalize(detector, _Watch._forgotten, self._over, self._process).atexit = False
-        run = _Watch._run
+        forgotten = partial(_Watch._forgotten, self._over, self._process)
         self._thread = threading.Thread(
-            target=run, args=(weakref.ref(detector), seconds, self._over), name="mempool-leak-detector", daemon=True
+            target=_Watch._run,
+            args=(weakref.ref(detector, forgotten), seconds, self._over),  # whose end is that of the thread
+            name="mempool-leak-detector",
+            daemon=True,
         )
         self._thread.start()
 
     @staticmethod
-    def _forgotten(over: threading.Event, process: int) -> None:
+    def _forgotten(over: threading.Event, process: int, detector: object) -> None:
         if process == os.getpid():
             over.set()
 

@@ -8,12 +8,14 @@
                          objects, RSS, accounts       of each line, accounts
 
     a line leaks      if it grows in each round, and the totals without tracing do not deny it
-    an account leaks  if what it lends grows in each round, with tracing and without
+    many lines leak   if none does, but their sum: code that is made anew has ever new lines
+    an account leaks  if what it lends grows in each round, with tracing and without; so do new ones, and many, by their sum
     native memory     if malloc, or RSS, grows in each round by more than lines and accounts explain
 
 The totals are asked because tracing that began a moment ago sees new entries of a full cache come, but not old ones go.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
@@ -33,7 +35,7 @@ from mempool.accounting._sampling import (
     is_calling,
     quiet,
 )
-from mempool.accounting._verdict import Plan, contradicts, grows, may_grow, rate, slope_and_error
+from mempool.accounting._verdict import Plan, contradicts, grows, in_steps, may_grow, rate, slope_and_error
 from mempool.units import parse_size, shown
 
 __all__ = ["Culprit", "LeakReport", "detect_leaks"]
@@ -44,6 +46,7 @@ _MALLOC_FLOOR = 16 << 10  # and bytes of a round: what is held for a while is co
 _RESIDENT_FLOOR = 256 << 10  # bytes of a round; RSS moves in pages, and the kernel counts it in batches
 _RESIDENT_RATE = 2048.0
 _RAREST = 0.02  # objects per call
+_MOST_NOTES = 3
 _UNEXPLAINED = 0.25  # part of what is explained that must be passed
 
 Kind = Literal["heap", "lent", "account", "native"]
@@ -60,7 +63,8 @@ class Culprit:
         What a line made in Python's heap, and what other packages trace for it (NumPy does); native memory of this package that
         a line asked for; what an account lends; memory that neither Python nor this package knows.
     where : str
-        ``file:line``, the path of the account from the root, or which figure showed it.
+        ``file:line``, the path of the account from the root, or which figure showed it; ``many lines`` and ``(new accounts)`` or
+        ``(many accounts)`` for what none leaks by itself.
     bytes_per_call, objects_per_call : float
         Growth. Objects are 0.0 where only bytes are counted.
     stack : tuple of str
@@ -198,6 +202,7 @@ class _Run:
         self._totals = [Totals()]
         self._lent = Lent()
         self._traces = Traces(SMALL if self._totals[0].counts_objects else 0)
+        self._quiet: dict[Place, Sizes] = {}  # lines of the heap that do not grow steadily
         self.calls = 0
 
     def measure(self) -> None:
@@ -230,34 +235,64 @@ class _Run:
         rows: list[Sequence[int]] = [sizes.nbytes for sizes in self._traces.places.values()]
         rows += [
             *self._lent.series.values(),
+            self._lent.total(),
+            self._traces.external,
             [sum(row) for row in zip(self._traces.small, self._traces.large, strict=True)],
         ]
-        counts = (sizes.count for sizes in self._traces.places.values())
-        return any(may_grow(self._plan, row, self._allowed) for row in rows) or any(
-            may_grow(self._plan, row, _RAREST) for row in counts
+        places = self._traces.places.values()
+        return (
+            any(may_grow(self._plan, row, self._allowed) for row in rows)
+            or any(may_grow(self._plan, sizes.count, _RAREST) for sizes in places)
+            or any(self._steps(sizes) for sizes in places)
         )
+
+    def _steps(self, sizes: Sizes) -> int:
+        """Return in how many steps something got larger in place by more than the tolerance over all traced calls."""
+        calls = self._plan.times(len(sizes.nbytes))[-1]
+        return in_steps(sizes.nbytes, sizes.count) if sizes.nbytes[-1] - sizes.nbytes[0] > self._allowed * calls else 0
 
     # ---- lines ----
 
     def lines(self) -> list[Culprit]:
         """Return the lines that leak, unless the totals deny it."""
         denied = self._denied()
-        found = (self._line(place, sizes, denied) for place, sizes in self._traces.places.items())
+        found: list[Culprit | None] = []
+        others: tuple[dict[Place, Sizes], dict[Place, Sizes]] = {}, {}
+        for place, sizes in self._traces.places.items():
+            if self._grows(sizes):
+                found.append(self._line(place[0], self._where(place), sizes, denied))
+            else:
+                others[place[0]][place] = sizes
+        self._quiet = others[False]
+        found += [self._together(external, others[external], denied) for external in (False, True)]
         return [culprit for culprit in found if culprit is not None]
 
-    def _line(self, place: Place, sizes: Sizes, denied: dict[str, bool]) -> Culprit | None:
-        by_size = grows(self._plan, sizes.nbytes, self._allowed)
-        if not by_size and not grows(self._plan, sizes.count, _RAREST):
-            return None
+    def _grows(self, sizes: Sizes) -> bool:
+        return grows(self._plan, sizes.nbytes, self._allowed) or grows(self._plan, sizes.count, _RAREST)
+
+    def _line(self, external: bool, where: str, sizes: Sizes, denied: dict[str, bool]) -> Culprit | None:
         objects, each = rate(self._plan, sizes.count), sizes.nbytes[-1] / max(1, sizes.count[-1])
+        by_size = grows(self._plan, sizes.nbytes, self._allowed)
         nbytes = rate(self._plan, sizes.nbytes) if by_size else objects * each
-        external, file, line = place
         kind = "lent" if external else "large" if 2 * sizes.large > sizes.nbytes[-1] else "small"
         if nbytes <= self._allowed or denied[kind]:
             return None
         stack = tuple(f"{name}:{number}" for name, number in reversed(sizes.stack))
-        where = f"{self._func!r}, from C code" if is_calling(file, line) else f"{file}:{line}"
         return Culprit("lent" if external else "heap", where, nbytes, objects, stack)
+
+    def _together(self, external: bool, others: dict[Place, Sizes], denied: dict[str, bool]) -> Culprit | None:
+        """Return what lines leak of which none grows by itself, as each of them was reached a few times at most."""
+        total = Sizes.of(list(others.values()))
+        if len(others) < 2 or not self._grows(total):
+            return None
+        gained: Counter[str] = Counter()
+        for (_, file, _), sizes in others.items():
+            gained[file] += sizes.nbytes[-1] - sizes.nbytes[0]
+        return self._line(external, f"many lines, most of it in {gained.most_common(1)[0][0]}", total, denied)
+
+    def _where(self, place: Place) -> str:
+        _, file, line = place
+        return f"{self._func!r}, from C code" if is_calling(file, line) else f"{file}:{line}"
 
     def _denied(self) -> dict[str, bool]:
         """Return for each kind of memory whether new memory came in the place of older."""
@@ -271,8 +306,21 @@ class _Run:
     # ---- accounts and strangers ----
 
     def accounts(self) -> list[Culprit]:
-        """Return the accounts that lend more with each call."""
-        grown = {path: row for path, row in self._lent.series.items() if grows(self._plan, row, self._allowed)}
+        """Return the accounts that lend more with each call: by themselves, as new ones come, or many taken together."""
+        series = self._lent.series
+        grown: dict[tuple[str, ...], Sequence[int]] = {
+            path: row for path, row in series.items() if grows(self._plan, row, self._allowed)
+        }
+        explained = set(grown)
+        for above, paths in self._lent.came().items():
+            new = [path for path in paths if path not in explained]
+            row = [sum(values) for values in zip(*(series[path] for path in new), strict=True)]
+            if new and grows(self._plan, row, self._allowed):
+                grown[*above, "(new accounts)"] = row
+                explained.update(new)
+        rest = self._lent.total(without=explained)
+        if grows(self._plan, rest, self._allowed):
+            grown["root", "(many accounts)"] = rest
         return [Culprit("account", " > ".join(path), rate(self._plan, row)) for path, row in grown.items()]
 
     def native(self) -> list[Culprit]:
@@ -325,3 +373,9 @@ class _Run:
         if not self._totals[0].malloc:
             least = max(_RESIDENT_RATE, _RESIDENT_FLOOR / self._plan.calls)
             yield f"malloc tells nothing here: leaks of other libraries are seen from {least:,.0f} bytes a call on, in RSS"
+        stepped = [(place, sizes) for place, sizes in self._quiet.items() if self._steps(sizes)]
+        for place, sizes in sorted(stepped, key=lambda line: -line[1].nbytes[-1])[:_MOST_NOTES]:
+            yield (
+                f"{self._where(place)}: something got larger in {self._steps(sizes)} steps and has {sizes.nbytes[-1]:,} bytes; "
+                "if it was not full by then, it leaks, which more iterations may show"
+            )

@@ -1,5 +1,6 @@
 """`measure`: what a piece of code did to memory."""
 
+import logging
 import sys
 import time
 import tracemalloc
@@ -12,9 +13,11 @@ from typing import Any, Self, TypeVar, cast
 
 from mempool import _core
 from mempool._system import process
+from mempool.accounting.usage import python_heap
 
 __all__ = ["MemoryDelta", "Snapshot", "measure", "take_snapshot"]
 
+_log = logging.getLogger("mempool.accounting")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -38,6 +41,12 @@ class Snapshot:
         Bytes that `tracemalloc` knows: Python's heap, and what this package lent since it runs. None unless it runs.
     blocks : int
         Small objects of Python (`sys.getallocatedblocks`).
+    mapped : int
+        Those bytes of `external` that are mapped files, read or not.
+    shared : int
+        Resident bytes that are pages of files, or of shared memory. Off Linux: those that may be, all.
+    python_heap : int or None
+        As `traced`, without what this package lent. None unless `tracemalloc` runs and `take_snapshot` was told to look.
     """
 
     label: str | None
@@ -47,24 +56,42 @@ class Snapshot:
     idle: int
     traced: int | None
     blocks: int
+    mapped: int = 0
+    shared: int = 0
+    python_heap: int | None = None
 
     @property
     def lent(self) -> int:
-        """Native bytes that are in use: external, but not idle."""
-        return self.external - self.idle
+        """Native bytes that programs hold: external, but neither idle nor mapped, as in `MemoryUsage.lent`."""
+        return max(0, self.external - self.idle - self.mapped)
 
 
-def take_snapshot(label: str | None = None, clock: Callable[[], float] = time.monotonic) -> Snapshot:
+def take_snapshot(
+    label: str | None = None, clock: Callable[[], float] = time.monotonic, *, heap: bool = False
+) -> Snapshot:
     """Read what the process holds now; takes some ten microseconds.
+
+    Parameters
+    ----------
+    label : str, optional
+        Name of the snapshot.
+    clock : callable
+        Seconds.
+    heap : bool
+        Also tell what this package lent from Python's heap, while `tracemalloc` runs: it looks at every trace, some 0.3 s for a
+        million of them.
 
     Raises
     ------
     OSError, ValueError
         If the system does not tell.
     """
-    external, idle, _ = _core._external()
+    external, idle, mapped = _core._external()
     traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else None
-    return Snapshot(label, clock(), process.rss(), external, idle, traced, sys.getallocatedblocks())
+    known = python_heap() if heap else None
+    resident, shared = process.rss_and_shared()
+    blocks = sys.getallocatedblocks()
+    return Snapshot(label, clock(), resident, external, idle, traced, blocks, mapped, shared, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +131,25 @@ class MemoryDelta:
         return self.after.idle - self.before.idle
 
     @property
+    def mapped(self) -> int:
+        """Bytes of mapped files, read or not."""
+        return self.after.mapped - self.before.mapped
+
+    @property
     def lent(self) -> int:
-        """Native bytes that are in use."""
+        """Native bytes that programs hold, without mapped files."""
         return self.after.lent - self.before.lent
 
     @property
     def traced(self) -> int | None:
         """Bytes that `tracemalloc` knows; None unless it ran at both moments."""
         before, after = self.before.traced, self.after.traced
+        return None if before is None or after is None else after - before
+
+    @property
+    def python_heap(self) -> int | None:
+        """Bytes of Python's heap; None unless both snapshots know."""
+        before, after = self.before.python_heap, self.after.python_heap
         return None if before is None or after is None else after - before
 
     @property
@@ -139,7 +177,8 @@ class measure:  # noqa: N801 - used as the functions of contextlib are
     -----
     The figures are those of the whole process: other threads count. A decorated generator is measured from its first value to its
     end, with whatever its consumer does in between, a coroutine with whatever runs while it waits. An exception ends a measurement
-    like any other end. Asynchronous generators are refused.
+    like any other end; what `report` raises then is logged to ``mempool.accounting`` and does not take its place. Asynchronous
+    generators are refused.
 
     Examples
     --------
@@ -181,8 +220,14 @@ class measure:  # noqa: N801 - used as the functions of contextlib are
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         before, self._before = self._before, None
-        if before is not None:
+        if before is None:
+            return
+        try:
             self._finish(MemoryDelta(self.label, before, take_snapshot(self.label)))
+        except Exception:
+            if error is None:
+                raise
+            _log.exception("the end of measure(%r) raised, after the work itself had raised", self.label)
 
     def _finish(self, delta: MemoryDelta) -> None:
         self.delta = delta

@@ -68,15 +68,17 @@ class Pattern(str):
         return type(self), (str(self), self.evidence)
 
 
-def classify(times: Sequence[float], values: Sequence[float], *, noise: float) -> Pattern:
+def classify(times: Sequence[float], values: Sequence[float], *, noise: float, unit: str = "bytes") -> Pattern:
     """Tell what readings of memory look like.
 
     Parameters
     ----------
     times, values : sequence of float
-        Seconds and bytes, in order of time.
+        Seconds and bytes (or whatever is counted), in order of time.
     noise : float
-        Bytes of change that mean nothing.
+        Change that means nothing.
+    unit : str
+        What is counted, for the evidence.
 
     Returns
     -------
@@ -100,24 +102,24 @@ def classify(times: Sequence[float], values: Sequence[float], *, noise: float) -
         slope = robust_slope(times, values)
         return Pattern(
             "leak",
-            f"grows by {slope:,.0f} bytes a second, {values[-1] - values[0]:,.0f} bytes over {len(values)} readings",
+            f"grows by {slope:,.0f} {unit} a second, {values[-1] - values[0]:,.0f} {unit} over {len(values)} readings",
         )
     troughs = heights[::2] if legs and heights[0] < heights[1] else heights[1::2]
     if len(troughs) >= _TROUGHS and _rise(troughs) and troughs[-1] - troughs[0] > noise:
         return Pattern(
             "leak",
-            f"falls back {len(troughs) - 1} times, each time to a higher level: {troughs[-1] - troughs[0]:,.0f} bytes in all",
+            f"falls back {len(troughs) - 1} times, each time to a higher level: {troughs[-1] - troughs[0]:,.0f} {unit} in all",
         )
     if legs >= _THRASHING:
-        return Pattern("thrashing", f"{legs} swings of {swing:,.0f} bytes and more within {len(values)} readings")
+        return Pattern("thrashing", f"{legs} swings of {swing:,.0f} {unit} and more within {len(values)} readings")
     if legs >= 2 and max(heights[1:-1]) > heights[0]:
         return Pattern(
             "spike",
-            f"rose by {max(heights) - heights[0]:,.0f} bytes and fell by {max(heights) - min(heights[2:]):,.0f}",
+            f"rose by {max(heights) - heights[0]:,.0f} {unit} and fell by {max(heights) - min(heights[2:]):,.0f}",
         )
     return Pattern(
         "steady",
-        f"ends {values[-1] - values[0]:+,.0f} bytes from where it began, within {max(values) - min(values):,.0f} bytes",
+        f"ends {values[-1] - values[0]:+,.0f} {unit} from where it began, within {max(values) - min(values):,.0f} {unit}",
     )
 
 

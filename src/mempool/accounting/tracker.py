@@ -15,8 +15,10 @@ from mempool.units import parse_size, shown
 
 __all__ = ["Figures", "Tracker", "TrackerStats"]
 
-Figure = Literal["rss", "external", "idle", "lent", "traced", "blocks"]
-_FIGURES = ("rss", "external", "idle", "lent", "traced", "blocks")
+Figure = Literal["rss", "external", "idle", "mapped", "lent", "traced", "python_heap", "blocks"]
+_FIGURES = ("rss", "external", "idle", "mapped", "lent", "traced", "python_heap", "blocks")
+_NOISE = "1MiB"
+_NOISE_OF_BLOCKS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,22 +166,31 @@ class Tracker:
         rss, lent, traced = (_figures(kept, name) for name in ("rss", "lent", "traced"))
         return TrackerStats(taken, len(kept), seconds, rss, lent, traced)
 
-    def pattern(self, figure: Figure = "rss", *, noise: int | str = "1MiB") -> Pattern:
+    def pattern(self, figure: Figure = "rss", *, noise: int | str | None = None) -> Pattern:
         """Return ``"steady"``, ``"spike"``, ``"leak"`` or ``"thrashing"``, with the `evidence`.
 
         Parameters
         ----------
-        figure : {"rss", "external", "idle", "lent", "traced", "blocks"}
+        figure : {"rss", "external", "idle", "mapped", "lent", "traced", "python_heap", "blocks"}
             What is looked at. Snapshots without it are left out.
-        noise : int or str
-            Bytes of change that mean nothing.
+        noise : int, str or None
+            Bytes of change that mean nothing, 1 MiB by default; for ``"blocks"`` a number of blocks, 10,000 by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a figure that there is not, and noise that makes no sense; the value is named.
         """
         if figure not in _FIGURES:
             raise ValueError(f"figure must be one of {', '.join(_FIGURES)}, not {figure!r}")
-        least = parse_size(noise, "noise")
+        counted = figure == "blocks"
+        if counted and isinstance(noise, str):
+            raise TypeError(f"noise of blocks must be a number of blocks, not {noise!r}")
+        least = parse_size((_NOISE_OF_BLOCKS if counted else _NOISE) if noise is None else noise, "noise")
         points = [(kept.time, getattr(kept, figure)) for kept in self.snapshots]
         known = [(time, value) for time, value in points if value is not None]
-        return classify([time for time, _ in known], [value for _, value in known], noise=least)
+        unit = "blocks" if counted else "bytes"
+        return classify([time for time, _ in known], [value for _, value in known], noise=least, unit=unit)
 
 
 def _find(kept: Sequence[Snapshot], wanted: object) -> Snapshot:
