@@ -86,6 +86,19 @@ def test_what_can_never_fit_asks_nobody() -> None:
     assert hoard.asked == []
 
 
+def test_reserve_asks_for_what_is_missing() -> None:
+    hoard = Hoard(MIB)
+    pool = full_pool(hoard)
+    hoard.kept.pop()
+    register_reclaimer(hoard.give_up)
+    with pytest.raises(PoolExhausted):
+        pool.reserve(MIB, 5)  # more than the limit, though one of them is idle
+    assert hoard.asked == []
+    pool.reserve(MIB, 3)
+    assert hoard.asked == [2 * MIB]
+    assert pool.stats().idle == 3 * MIB
+
+
 def test_a_waiter_asks_before_it_waits() -> None:
     hoard = Hoard(MIB)
     pool = full_pool(hoard)
@@ -494,26 +507,6 @@ def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any]) -> N
     with pytest.raises(TypeError):
         register_reclaimer(*arguments, **options)
     assert reclaimers() == []
-
-
-def test_errors_of_the_hook_are_unraisable(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mempool import _core
-
-    seen: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", seen.append)
-
-    def broken(*_: object) -> bool:
-        raise RuntimeError("hook")
-
-    account = Account("a", limit=10)
-    _core._set_limit_hook(broken)
-    try:
-        with pytest.raises(AccountLimitExceeded):
-            account.charge(5) or account.charge(6)
-    finally:
-        _core._set_limit_hook(_reclaim._on_limit)
-    assert [type(one.exc_value) for one in seen] == [RuntimeError]
-    account.discharge(5)
 
 
 def test_a_hook_that_always_says_again_is_asked_some_times_only() -> None:
