@@ -11,6 +11,7 @@ run user code, and take locks themselves).
 """
 
 import gc
+import os
 from _weakref import ref
 from time import monotonic
 
@@ -115,26 +116,30 @@ class Registration:
 
     def _ask(self, needed: int) -> int:
         """Bytes it says it freed; its errors stay here."""
-        function = self._bound()
-        if function is None or not self.active:
-            return 0
-        self.calls += 1
         try:
+            function = self._bound()
+            if function is None or not self.active:
+                return 0
+            self.calls += 1
             freed = _as_bytes(function(needed), self.name)
-        except Exception:
-            self._note_error()
+        except Exception as error:
+            self._note_error(error)
             return 0
         self.freed += freed
         return freed
 
-    def _note_error(self) -> None:
+    def _note_error(self, error: Exception) -> None:
         self.errors += 1
-        if self.errors == 1:
+        if self.errors > 1:
+            return
+        try:
             import logging
 
-            logging.getLogger("mempool.accounting").exception(
-                "reclaimer %s failed; further errors are counted only", self.name
+            logging.getLogger("mempool.accounting").error(
+                "reclaimer %s failed; further errors are counted only", self.name, exc_info=error
             )
+        except Exception as failure:  # of a handler of the program; `error` is its context
+            _core._report(failure, self)
 
     def _may_help(self, account: "Account") -> bool:
         return _is_under(self.account, account) or _is_under(account, self.account)
@@ -359,3 +364,5 @@ def _ask_for(
 
 
 _core._set_limit_hook(_on_limit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_core._after_fork)
