@@ -13,40 +13,14 @@ import mempool
 from mempool import Account, AccountLimitExceeded, BufferPool, PoolExhausted, _reclaim
 from mempool._reclaim import relieve
 from mempool.accounting import reclaimers, register_reclaimer, root_account
+from reclaim_kit import Hoard, full_pool, no_reclaimers
 from support import KIB, MIB, chain, start_waiter, together
 
 
 @pytest.fixture(autouse=True)
 def nobody_else() -> Iterator[None]:
-    """Start with no reclaimer, and leave none behind."""
-    before = dict(_reclaim._registered)
-    _reclaim._registered.clear()
-    yield
-    _reclaim._registered.clear()
-    _reclaim._registered.update(before)
-
-
-class Hoard:
-    """Leases, or anything, that can be given up one at a time."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.kept: list[Any] = []
-        self.asked: list[int] = []
-
-    def give_up(self, needed: int) -> int:
-        self.asked.append(needed)
-        freed = 0
-        while self.kept and freed < needed:
-            self.kept.pop()
-            freed += self.nbytes
-        return freed
-
-
-def full_pool(hoard: Hoard, count: int = 4, **options: Any) -> BufferPool:
-    pool = BufferPool(limit=count * hoard.nbytes, **options)
-    hoard.kept = [pool.acquire(hoard.nbytes) for _ in range(count)]
-    return pool
+    with no_reclaimers():
+        yield
 
 
 def test_a_pool_asks_before_it_is_exhausted() -> None:
@@ -304,32 +278,6 @@ def test_nonsense_is_an_error_of_the_reclaimer(answer: Any, caplog: pytest.LogCa
         account.charge(1)
     assert reclaimers()[0].errors == 1
     assert repr(answer) in caplog.text
-    account.discharge(MIB)
-
-
-def test_who_makes_no_room_for_a_limit_sits_out() -> None:
-    """A pool whose limit is met all the time must not empty the caches of everybody."""
-    elsewhere = BufferPool()
-    hoard = Hoard(MIB)
-    hoard.kept = [elsewhere.acquire(MIB) for _ in range(64)]
-    register_reclaimer(hoard.give_up)
-    pool = BufferPool(limit=MIB)
-    with pool.acquire(MIB):
-        for _ in range(200):
-            with pytest.raises(PoolExhausted):
-                pool.acquire(MIB)
-    assert 1 <= len(hoard.asked) <= 12
-    assert relieve(MIB) == MIB
-
-
-def test_a_liar_ends() -> None:
-    account = Account("a", limit=MIB)
-    account.charge(MIB)
-    calls: list[int] = []
-    register_reclaimer(lambda needed: calls.append(needed) or needed)  # type: ignore[func-returns-value]
-    with pytest.raises(AccountLimitExceeded):
-        account.charge(KIB)
-    assert len(calls) <= 3
     account.discharge(MIB)
 
 
