@@ -535,3 +535,14 @@ def test_nobody_is_asked_at_exit(run_python: Callable[..., Any]) -> None:
     )
     assert "Exception ignored" not in done.stderr
     assert "asked" not in done.stdout
+
+
+def test_methods_of_compiled_types_are_held_weakly_too() -> None:
+    pool, other, kept = BufferPool(), BufferPool(), [0]
+    weak, told = register_reclaimer(pool.trim), register_reclaimer(other.trim, weak=False)
+    pool.acquire(MIB).release()
+    assert relieve(MIB) == MIB
+    strong, function = register_reclaimer(kept.pop), register_reclaimer(abs)
+    del pool, other, kept
+    gc.collect()
+    assert [one.active for one in (weak, told, strong, function)] == [False, True, True, True]

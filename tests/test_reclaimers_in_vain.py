@@ -77,6 +77,25 @@ def test_who_can_only_free_below_a_limit_never_sits_out() -> None:
     account.discharge(100)
 
 
+def test_a_limit_that_was_raised_is_room_though_nothing_was_freed() -> None:
+    account = Account("a", limit=100)
+    account.charge(100)
+    pool = BufferPool(limit=MIB)
+
+    def raise_limits(needed: int) -> int:
+        account.limit = 150
+        pool.limit = 2 * MIB
+        return 0
+
+    register_reclaimer(raise_limits)
+    account.charge(50)
+    with pool.acquire(MIB), pool.acquire(MIB):
+        pass
+    with pytest.raises(AccountLimitExceeded, match="50 bytes: 150 used, limit 150"):
+        account.charge(50)
+    account.discharge(150)
+
+
 def test_a_liar_ends() -> None:
     account = Account("a", limit=MIB)
     account.charge(MIB)

@@ -22,6 +22,7 @@ from mempool._records import _Record
 TYPE_CHECKING = False  # as in typing, whose import costs more than all of this
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from mempool._core import Account, BufferPool, SlabAllocator
 
@@ -81,7 +82,7 @@ class Registration:
         self, func: "Callable[[int], int | None]", account: "Account", priority: int, weak: bool, number: int
     ) -> None:
         owner = getattr(func, "__self__", None) if weak else None
-        method = getattr(func, "__func__", None)
+        method = getattr(func, "__func__", None) or _method_of(func)
         if owner is None or method is None:
             self._owner, self._function = None, func
         else:
@@ -145,6 +146,18 @@ class Registration:
         return _is_under(self.account, account) or _is_under(account, self.account)
 
 
+def _method_of(func: "Callable[[int], int | None]") -> "Any":
+    """Return what a bound method of a C type was bound from; None for others, and if its object cannot be weakly referenced."""
+    if type(func) is not type(len):
+        return None
+    owner, name = func.__self__, func.__name__
+    for cls in type(owner).__mro__:
+        method = cls.__dict__.get(name)
+        if type(method) is type(str.join) and method.__get__(owner) == func:
+            return method if type(owner).__weakrefoffset__ else None
+    return None
+
+
 def _as_bytes(freed: object, name: str) -> int:
     if freed is None:
         return 0
@@ -182,7 +195,8 @@ def register_reclaimer(
     priority : int
         The highest is asked first; among equals, who came first. Asking ends when enough is free.
     weak : bool
-        Hold the object of a bound method weakly: it can die, and then it is not asked any more. Plain functions are always kept.
+        Hold the object of a bound method weakly: it can die, and then it is not asked any more. Plain functions are always kept,
+        and so are objects of C types that cannot be weakly referenced, such as a list.
 
     Returns
     -------

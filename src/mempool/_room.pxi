@@ -161,13 +161,20 @@ cdef bint make_room(object account, object holder, size_t needed, int *tries) ex
         _leave_hook()
 
 
-cdef bint room_in_account(Account account, mp_account *binding, size_t size, int *tries) except -1:
-    """The same for an account or one above it that refused a charge of `size`."""
-    cdef size_t limit = mp_account_limit(binding), used = mp_account_used(binding), room
-    if size > limit:
-        return False
-    room = limit - used if used < limit else 0
-    return make_room(account_at(account, binding), None, size - room if size > room else 1, tries)
+cdef bint room_in_account(Account account, mp_account *binding, size_t size, int *tries, size_t asked=0) except -1:
+    """The same for an account or one above it that refused a charge of `size`; raises its error, for the bytes `asked`."""
+    cdef size_t limit = mp_account_limit(binding), used = mp_account_used(binding), room = limit - min(used, limit)
+    if size <= room and tries[0] < MOST_TRIES // 2:  # there is room by now, or whole pages were wanted
+        tries[0] += 1
+        return True
+    account = account_at(account, binding)
+    if size <= limit and make_room(account, None, size - room if size > room else 1, tries):
+        return True
+    limit, used = mp_account_limit(binding), mp_account_used(binding)
+    if limit - min(used, limit) > room and tries[0] < MOST_TRIES:  # made without a word: the limit is another, say
+        tries[0] += 1
+        return True
+    raise account_error(account, asked or size, used, limit)
 
 
 cdef bint room_in_machine(size_t size, int *tries) except -1:

@@ -18,12 +18,14 @@ def _path(account: Account) -> tuple[str, ...]:
     return tuple(reversed(names))
 
 
-def _own(node: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def _own(root: Any) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield the path of each account and what it holds besides its children."""
-    path = (*above, node["name"])
-    yield path, node["used"] - sum(child["used"] for child in node["children"])
-    for child in node["children"]:
-        yield from _own(child, path)
+    pending: list[tuple[Any, tuple[str, ...]]] = [(root, ())]
+    while pending:
+        node, above = pending.pop()
+        path = (*above, node["name"])
+        yield path, node["used"] - sum(child["used"] for child in node["children"])
+        pending.extend((child, path) for child in reversed(node["children"]))
 
 
 def _idle() -> Iterator[tuple[tuple[str, ...], int]]:

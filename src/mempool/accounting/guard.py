@@ -18,9 +18,11 @@ Guards of one account share its limit; the smallest allowance binds:
 import functools
 import inspect
 import os
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, SupportsIndex, TypeVar, cast
 
@@ -142,8 +144,12 @@ class _Shared:
         if self.account.limit != self.set:  # somebody gave it another limit meanwhile: that is its own now
             self.own = self.account.limit
         bounds = [*self.allowances.values()] if self.own is None else [self.own, *self.allowances.values()]
-        self.account.limit = wanted = min(bounds, default=None)
-        self.set = wanted
+        before, self.set = self.set, min(bounds, default=None)
+        try:
+            self.account.limit = self.set
+        except BaseException:
+            self.set = before
+            raise
 
 
 _lock = threading.RLock()  # a collection while it is held may end a guard
@@ -158,12 +164,17 @@ def _set(account: Account, guard: _External, allowance: int | None) -> None:
     shared = _shared.get(id(account)) or _Shared(account)
     if allowance is None:
         shared.allowances.pop(guard, None)
-        shared.apply()
+        with suppress(
+            ValueError
+        ):  # who lifted the limit meanwhile let others grow past their allowances: they say so themselves
+            shared.apply()
     else:
+        if allowance > sys.maxsize:  # also where another binds: it would be an error of that one's end
+            raise OverflowError(f"limit of {allowance} bytes cannot be addressed")
         shared.allowances[guard] = allowance
         try:
             shared.apply()
-        except ValueError:
+        except BaseException:
             del shared.allowances[guard]
             raise
     if shared.allowances:
