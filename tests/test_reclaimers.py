@@ -540,8 +540,8 @@ def test_nobody_is_asked_at_exit(run_python: Callable[..., Any]) -> None:
 def test_methods_of_compiled_types_are_held_weakly_too() -> None:
     pool, other, kept = BufferPool(), BufferPool(), [0]
     weak, told = register_reclaimer(pool.trim), register_reclaimer(other.trim, weak=False)
-    pool.acquire(MIB).release()
-    assert relieve(MIB) == MIB
+    pool.acquire(2 * MIB).release()
+    assert relieve(MIB) == 2 * MIB
     strong, function = register_reclaimer(kept.pop), register_reclaimer(abs)
     del pool, other, kept
     gc.collect()

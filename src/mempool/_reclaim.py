@@ -146,13 +146,13 @@ class Registration:
         return _is_under(self.account, account) or _is_under(account, self.account)
 
 
-def _method_of(func: "Callable[[int], int | None]") -> "Any":
+def _method_of(func: "Any") -> "Any":
     """Return what a bound method of a C type was bound from; None for others, and if its object cannot be weakly referenced."""
-    if type(func) is not type(len):
+    if not isinstance(func, type(len)):
         return None
-    owner, name = func.__self__, func.__name__
+    owner = getattr(func, "__self__", None)
     for cls in type(owner).__mro__:
-        method = cls.__dict__.get(name)
+        method: Any = cls.__dict__.get(func.__name__)
         if type(method) is type(str.join) and method.__get__(owner) == func:
             return method if type(owner).__weakrefoffset__ else None
     return None

@@ -5,7 +5,8 @@
     what           how it is held                            a peak that passed
     external       a limit of an account: the lease fails    cannot happen
     rss            looked at by check() and at the end       is seen at the end if it was a record of the process
-    python_heap    looked at by check() and at the end       is seen at the end if it was a record of tracemalloc
+    python_heap    looked at by check() and at the end       is seen at the end if it was a record of tracemalloc, and by so much
+                                                             as it was more than native memory ever was (see `_Heap.peak`)
 
 Growth counts from the entry, and of the whole process: neither the kernel nor Python's allocators tell whose memory it is. Raising
 in the guarded thread from another one was rejected: it would hit the work in the middle of a clean-up, or just after its end.
@@ -77,7 +78,11 @@ class _Heap:
         return self._now() - self._start
 
     def peak(self) -> int:
-        """Return the growth at the record, or now: all that was traced then, less all that was ever external."""
+        """Return the growth at the record, or now: all that was traced then, less all that was ever external.
+
+        How much of the record was ours nobody knows any more. It was no more than that, so no peak is made up; where native
+        memory once was large, one may be missed.
+        """
         record = tracemalloc.get_traced_memory()[1]
         passed = record - root_account().peak - self._start if record > self._record else 0
         return max(passed, self.grown())
@@ -325,7 +330,8 @@ def memory_limit(
         `MemoryLimitExceeded`. At the entry idle memory goes back as far as it could be lent beyond the limit.
 
         ``"rss"``: resident memory. ``"python_heap"``: what `tracemalloc` counts, without our own. Nothing stops these in the
-        middle: call `MemoryGuard.check` where the work can be left. At the end growth counts, and a peak that was a record.
+        middle: call `MemoryGuard.check` where the work can be left. At the end growth counts, and a peak that was a record; one
+        of the heap only as far as it is beyond the most that `root_account` ever held, which may have been part of it.
     account : Account or None
         For ``"external"``: the account that is limited, with all below it. None: all, `root_account`.
 
