@@ -243,12 +243,12 @@ static mp_status fill(mp__class *cls, size_t count, size_t *needed, mp_shortage 
     size_t have = count_idle_blocks(cls);
     mp__block *list, *found;
     if (have >= count) return MP_OK;
+    shortage->hopeless = count > pool->limit / cls->size;
     if (!mp__mul(count - have, cls->size, needed) || *needed > MP__MAX_SIZE) {
         *needed = MP_NO_LIMIT; /* beyond all addresses */
         return pool->limit != MP_NO_LIMIT ? MP_ERR_LIMIT : MP_ERR_NOMEM;
     }
     mp_status status = make_room(pool, *needed, 0, cls, &found);
-    shortage->hopeless = status == MP_ERR_LIMIT;
     if (status == MP_OK) status = mp__account_try_charge(pool->config.account, *needed, &shortage->binding);
     if (status != MP_OK) return status;
     size_t taken = count - have;

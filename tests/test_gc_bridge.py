@@ -1,7 +1,6 @@
 """Growth of native memory triggers the garbage collector, once that was asked for."""
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,23 +185,6 @@ def test_threads() -> None:
 
     together([work] * 4)
     assert pool.stats().peak < 120 * MIB
-
-
-def test_errors_are_unraisable_and_the_memory_is_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", seen.append)
-
-    def broken(grown: int) -> None:
-        raise RuntimeError("hook")
-
-    account = Account("a")
-    _core._add_growth_hook(broken, 1 * MIB)
-    try:
-        account.charge(4 * MIB)
-    finally:
-        _core._remove_growth_hook(broken)
-    assert [type(one.exc_value) for one in seen] == [RuntimeError]
-    account.discharge(4 * MIB)
 
 
 def test_ctrl_c_comes_when_the_charge_is_done() -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, get_args
 
 import pytest
@@ -501,3 +501,27 @@ def test_a_thread_may_leave_what_another_entered(account: Account) -> None:
     until(lambda: account.limit == 100, "the limit")
     start(work.__exit__, None, None, None).result()
     assert account.limit is None
+
+
+def test_an_allowance_beyond_all_addresses_is_refused_at_its_own_entry() -> None:
+    account = Account("a")
+    with memory_limit(MIB, what="external", account=account):
+        with pytest.raises(OverflowError), memory_limit(1 << 63, what="external", account=account):
+            pass
+        assert account.limit == MIB
+    assert account.limit is None
+
+
+def test_a_limit_that_cannot_be_put_back_is_no_error_of_an_innocent_guard() -> None:
+    account = Account("a")
+    first = memory_limit(MIB, what="external", account=account)
+    second = memory_limit(2 * MIB, what="external", account=account)
+    with ExitStack() as outer, ExitStack() as inner:
+        outer.enter_context(pytest.raises(MemoryLimitExceeded, match="limit of this work is 2097152"))
+        outer.enter_context(second)
+        inner.enter_context(pytest.raises(MemoryLimitExceeded, match="limit of this work is 1048576"))
+        inner.enter_context(first)
+        account.limit = None
+        account.charge(4 * MIB)
+    assert account.limit is None
+    account.discharge(4 * MIB)

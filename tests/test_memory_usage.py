@@ -188,3 +188,20 @@ def test_after_fork_and_at_exit(run_python: Callable[..., object]) -> None:
     """
     done = run_python(code)
     assert done.stdout == "True\n"  # type: ignore[attr-defined]
+
+
+def test_accounts_may_be_chained_deeper_than_calls_nest() -> None:
+    from mempool.accounting._lent import lent_by_account
+
+    deepest = None
+    for _ in range(2 * sys.getrecursionlimit()):
+        deepest = mempool.Account("link", parent=deepest)
+    assert deepest is not None
+    deepest.charge(5)
+    node, depth = mempool.memory_usage().accounts, 0
+    while node["children"]:
+        node, depth = node["children"][-1], depth + 1
+    assert depth == 2 * sys.getrecursionlimit()
+    assert (node["name"], node["used"], node["children"]) == ("link", 5, [])
+    assert 5 in lent_by_account().values()
+    deepest.discharge(5)

@@ -13,40 +13,14 @@ import mempool
 from mempool import Account, AccountLimitExceeded, BufferPool, PoolExhausted, _reclaim
 from mempool._reclaim import relieve
 from mempool.accounting import reclaimers, register_reclaimer, root_account
+from reclaim_kit import Hoard, full_pool, no_reclaimers
 from support import KIB, MIB, chain, start_waiter, together
 
 
 @pytest.fixture(autouse=True)
 def nobody_else() -> Iterator[None]:
-    """Start with no reclaimer, and leave none behind."""
-    before = dict(_reclaim._registered)
-    _reclaim._registered.clear()
-    yield
-    _reclaim._registered.clear()
-    _reclaim._registered.update(before)
-
-
-class Hoard:
-    """Leases, or anything, that can be given up one at a time."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.kept: list[Any] = []
-        self.asked: list[int] = []
-
-    def give_up(self, needed: int) -> int:
-        self.asked.append(needed)
-        freed = 0
-        while self.kept and freed < needed:
-            self.kept.pop()
-            freed += self.nbytes
-        return freed
-
-
-def full_pool(hoard: Hoard, count: int = 4, **options: Any) -> BufferPool:
-    pool = BufferPool(limit=count * hoard.nbytes, **options)
-    hoard.kept = [pool.acquire(hoard.nbytes) for _ in range(count)]
-    return pool
+    with no_reclaimers():
+        yield
 
 
 def test_a_pool_asks_before_it_is_exhausted() -> None:
@@ -84,6 +58,19 @@ def test_what_can_never_fit_asks_nobody() -> None:
         with pytest.raises((PoolExhausted, AccountLimitExceeded)):
             call()
     assert hoard.asked == []
+
+
+def test_reserve_asks_for_what_is_missing() -> None:
+    hoard = Hoard(MIB)
+    pool = full_pool(hoard)
+    hoard.kept.pop()
+    register_reclaimer(hoard.give_up)
+    with pytest.raises(PoolExhausted):
+        pool.reserve(MIB, 5)  # more than the limit, though one of them is idle
+    assert hoard.asked == []
+    pool.reserve(MIB, 3)
+    assert hoard.asked == [2 * MIB]
+    assert pool.stats().idle == 3 * MIB
 
 
 def test_a_waiter_asks_before_it_waits() -> None:
@@ -294,32 +281,6 @@ def test_nonsense_is_an_error_of_the_reclaimer(answer: Any, caplog: pytest.LogCa
     account.discharge(MIB)
 
 
-def test_who_makes_no_room_for_a_limit_sits_out() -> None:
-    """A pool whose limit is met all the time must not empty the caches of everybody."""
-    elsewhere = BufferPool()
-    hoard = Hoard(MIB)
-    hoard.kept = [elsewhere.acquire(MIB) for _ in range(64)]
-    register_reclaimer(hoard.give_up)
-    pool = BufferPool(limit=MIB)
-    with pool.acquire(MIB):
-        for _ in range(200):
-            with pytest.raises(PoolExhausted):
-                pool.acquire(MIB)
-    assert 1 <= len(hoard.asked) <= 12
-    assert relieve(MIB) == MIB
-
-
-def test_a_liar_ends() -> None:
-    account = Account("a", limit=MIB)
-    account.charge(MIB)
-    calls: list[int] = []
-    register_reclaimer(lambda needed: calls.append(needed) or needed)  # type: ignore[func-returns-value]
-    with pytest.raises(AccountLimitExceeded):
-        account.charge(KIB)
-    assert len(calls) <= 3
-    account.discharge(MIB)
-
-
 def test_a_reclaimer_asks_nobody_itself() -> None:
     account = Account("a", limit=MIB)
     account.charge(MIB)
@@ -496,26 +457,6 @@ def test_bad_arguments(arguments: tuple[Any, ...], options: dict[str, Any]) -> N
     assert reclaimers() == []
 
 
-def test_errors_of_the_hook_are_unraisable(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mempool import _core
-
-    seen: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", seen.append)
-
-    def broken(*_: object) -> bool:
-        raise RuntimeError("hook")
-
-    account = Account("a", limit=10)
-    _core._set_limit_hook(broken)
-    try:
-        with pytest.raises(AccountLimitExceeded):
-            account.charge(5) or account.charge(6)
-    finally:
-        _core._set_limit_hook(_reclaim._on_limit)
-    assert [type(one.exc_value) for one in seen] == [RuntimeError]
-    account.discharge(5)
-
-
 def test_a_hook_that_always_says_again_is_asked_some_times_only() -> None:
     from mempool import _core
 
@@ -594,3 +535,14 @@ def test_nobody_is_asked_at_exit(run_python: Callable[..., Any]) -> None:
     )
     assert "Exception ignored" not in done.stderr
     assert "asked" not in done.stdout
+
+
+def test_methods_of_compiled_types_are_held_weakly_too() -> None:
+    pool, other, kept = BufferPool(), BufferPool(), [0]
+    weak, told = register_reclaimer(pool.trim), register_reclaimer(other.trim, weak=False)
+    pool.acquire(2 * MIB).release()
+    assert relieve(MIB) == 2 * MIB
+    strong, function = register_reclaimer(kept.pop), register_reclaimer(abs)
+    del pool, other, kept
+    gc.collect()
+    assert [one.active for one in (weak, told, strong, function)] == [False, True, True, True]

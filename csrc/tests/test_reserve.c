@@ -62,6 +62,9 @@ static void what_does_not_fit_leaves_all_as_it_was(void) {
     CHECK_EQ(mp_pool_reserve(pool, 8192, ((size_t)1 << 47) / 8192, NULL), MP_ERR_LIMIT);
     mp_pool_stats after = snapshot(pool);
     CHECK_EQ(memcmp(&before, &after, sizeof before), 0);
+    mp_shortage shortage;
+    CHECK(mp_pool_reserve(pool, 8192, 10, &shortage) == MP_ERR_LIMIT && !shortage.hopeless);
+    CHECK(mp_pool_reserve(pool, 8192, 11, &shortage) == MP_ERR_LIMIT && shortage.hopeless);
     CHECK_EQ(mp_pool_reserve(pool, 8192, 9, NULL), MP_OK); /* idle memory of other classes makes room */
     CHECK_EQ(snapshot(pool).reserved, 10 * 8192);
     give(live);

@@ -127,8 +127,7 @@ cdef class Account:
                 status = mp_account_charge(c, size, &binding)
             if status == MP_OK:
                 return 0
-            if not room_in_account(self, binding, size, &tries):
-                raise _account_error(self, binding, size)
+            room_in_account(self, binding, size, &tries)
 
     def discharge(self, nbytes):
         """Take bytes away that `charge` added.
@@ -224,10 +223,17 @@ cdef class Account:
 
     def tree(self):
         """Return this account and all below as nested dicts of ``name, used, peak, limit, children``."""
-        below = []
-        for child in self.children:
-            below.append(child.tree())
-        return {"name": self.name, "used": self.used, "peak": self.peak, "limit": self.limit, "children": below}
+        found = []
+        pending = [(self, found)]  # a chain of accounts may be longer than calls may nest
+        while pending:
+            account, siblings = pending.pop()
+            below = []
+            siblings.append(
+                {"name": account.name, "used": account.used, "peak": account.peak, "limit": account.limit, "children": below}
+            )
+            for child in reversed(account.children):
+                pending.append((child, below))
+        return found[0]
 
     def __repr__(self):
         if self._c is NULL:
@@ -330,12 +336,11 @@ cdef size_t _limit_to_c(object value) except? 0:
     return limit
 
 
-cdef object _account_error(Account account, mp_account *binding, size_t size):
-    """The error for a charge that `binding`, which is `account` or above it, refused."""
-    account = account_at(account, binding)
-    used, limit = account.used, account.limit
-    text = f"account {account.name!r} cannot take {size} bytes: {used} used, limit {limit}"
-    return AccountLimitExceeded(text, account.name, size, used, limit)
+cdef object account_error(Account account, size_t size, size_t used, size_t limit):
+    """The error for a charge that was refused with so much used."""
+    bound = None if limit == MP_NO_LIMIT else limit
+    text = f"account {account.name!r} cannot take {size} bytes: {used} used, limit {bound}"
+    return AccountLimitExceeded(text, account.name, size, used, bound)
 
 
 cdef Account _root = Account.__new__(Account)

@@ -1,7 +1,5 @@
 # Leak detection: where a lease was acquired, and the warning if nobody released it.
-cdef object _sys, LEAK_MODES, lookup, parse_leak_mode, parse_limit
-import sys as _sys
-
+cdef object LEAK_MODES, lookup, parse_leak_mode, parse_limit
 from mempool.settings import LEAK_MODES, lookup, parse_leak_mode, parse_limit
 
 cdef enum:

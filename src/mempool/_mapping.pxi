@@ -346,7 +346,7 @@ cdef class MappedArray:
                 status = mp_mapping_append(c, data, count, &binding, &error)
             if not self._has_room_now(status, binding, count, &tries):
                 break
-        self._check_growth(status, error, binding, count, count)
+        self._check_growth(status, error, count, count)
 
     cdef object _as_rows(self, object rows):
         """A C-contiguous array of whole rows."""
@@ -392,19 +392,17 @@ cdef class MappedArray:
                 status = mp_mapping_resize(c, count, &binding, &error)
             if not self._has_room_now(status, binding, more, &tries):
                 break
-        self._check_growth(status, error, binding, count, more)
+        self._check_growth(status, error, count, more)
 
     cdef bint _has_room_now(self, mp_status status, mp_account *binding, size_t more, int *tries) except -1:
-        """An account refused `more` rows: whether somebody made room."""
+        """An account refused `more` rows: True if somebody made room, or its error."""
         return status == MP_ERR_ACCOUNT and room_in_account(self._account(), binding, more * self._row_bytes, tries)
 
-    cdef int _check_growth(self, mp_status status, int error, mp_account *binding, size_t rows, size_t more) except -1:
+    cdef int _check_growth(self, mp_status status, int error, size_t rows, size_t more) except -1:
         if status == MP_OK:
             self._trace()
             grew(more * self._row_bytes)
             return 0
-        if status == MP_ERR_ACCOUNT:
-            raise _account_error(self._account(), binding, more * self._row_bytes)
         if status == MP_ERR_FULL:
             raise ValueError(f"{self._name()} has addresses for {self.max_rows} rows only, and {rows} more, or in all, do not fit")
         if status == MP_ERR_INVALID:

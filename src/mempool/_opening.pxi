@@ -505,7 +505,7 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
             break
     if status != MP_OK:
         array._c = NULL
-        refuse(array, content, status, error, binding, config)
+        refuse(array, content, status, error, config)
     array._layout = layout_of(array, is_fortran(content), mode == "r")
     array._trace()
     if array._is_file:
@@ -515,10 +515,8 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
 
 
 cdef int refuse(
-    MappedArray array, _Content content, mp_status status, int error, mp_account *binding, mp_mapping_config *config
+    MappedArray array, _Content content, mp_status status, int error, mp_mapping_config *config
 ) except -1:
-    if status == MP_ERR_ACCOUNT:
-        raise _account_error(array._account(), binding, config.rows * config.row_bytes)
     if status == MP_ERR_LOST:
         size = regular_size(config.file, array.path)
         raise MappingError(

@@ -220,13 +220,15 @@ leak_detection=None, account=None, name=None)\n--\n
         """Raise at once for what can never be granted: it must not queue."""
         cdef size_t block = mp_pool_block_size(self._c, size)
         cdef Account account = self.account
+        cdef size_t limit
         if block == 0:
-            self._fail(MP_ERR_NOMEM, size, NULL)
+            self._fail(MP_ERR_NOMEM, size)
         if block > self._read_limit():
             raise self._exhausted(size)
         while account is not None:
-            if block > mp_account_limit(account._c):
-                raise _account_error(self.account, account._c, size)
+            limit = mp_account_limit(account._c)
+            if block > limit:
+                raise account_error(account, size, mp_account_used(account._c), limit)
             account = account.parent
         return 0
 
@@ -236,6 +238,7 @@ leak_detection=None, account=None, name=None)\n--\n
         cdef mp_block *block = NULL
         cdef mp_shortage shortage
         cdef mp_status status
+        cdef size_t block_size
         cdef int tries = 0
         buffer._pool = self
         grows(size)
@@ -245,30 +248,31 @@ leak_detection=None, account=None, name=None)\n--\n
             if status == MP_OK:
                 buffer._block = block
                 return buffer
-            if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, mp_pool_block_size(self._c, size), &shortage, &tries):
+            block_size = mp_pool_block_size(self._c, size)
+            if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, size, block_size, &shortage, &tries):
                 continue
             if status == MP_ERR_LIMIT and not shortage.hopeless:
                 return None
-            self._fail(status, size, &shortage)
+            self._fail(status, size)
 
-    cdef bint _has_room_now(self, mp_status status, size_t size, mp_shortage *shortage, int *tries) except -1:
-        """A limit refused `size` bytes: whether somebody made room."""
+    cdef bint _has_room_now(self, mp_status status, size_t asked, size_t size, mp_shortage *shortage, int *tries) except -1:
+        """A limit refused blocks of `size` bytes: whether somebody made room. Raises the error of an account."""
         cdef size_t room
         if status == MP_ERR_ACCOUNT:
-            return room_in_account(self.account, shortage.binding, size, tries)
+            return room_in_account(self.account, shortage.binding, size, tries, asked)
         if status == MP_ERR_NOMEM:
             return room_in_machine(size, tries)
         if status != MP_ERR_LIMIT or shortage.hopeless:
             return False
         room = shortage.limit - shortage.in_use if shortage.in_use < shortage.limit else 0
-        return make_room(None, self, size - room if room < size else size, tries)
+        if make_room(None, self, size - room if room < size else size, tries):
+            return True
+        return self._read_limit() > shortage.limit  # it was raised without a word
 
-    cdef int _fail(self, mp_status status, size_t size, mp_shortage *shortage) except -1:
+    cdef int _fail(self, mp_status status, size_t size) except -1:
         """Raise what a failed lease means."""
         if status == MP_ERR_LIMIT:
             raise self._exhausted(size)
-        if status == MP_ERR_ACCOUNT:
-            raise _account_error(self.account, shortage.binding, size)
         if status == MP_ERR_CLOSED:
             raise ValueError(f"pool {self.name!r} is closed")
         raise MemoryError(f"no memory for {size} bytes in pool {self.name!r}")
@@ -317,19 +321,20 @@ leak_detection=None, account=None, name=None)\n--\n
             As `acquire`.
         """
         cdef size_t size = _size_to_c(nbytes, "nbytes"), blocks = _count_to_c(count, "count")
-        cdef size_t block = mp_pool_block_size(self._ready(), size), all_of_it
+        cdef size_t block = mp_pool_block_size(self._ready(), size), asked, all_of_it
         cdef mp_shortage shortage
         cdef mp_status status
         cdef int tries = 0
         self._check_open()
+        asked = size if size > SIZE_MAX // (blocks or 1) else size * blocks
         all_of_it = SIZE_MAX if block > SIZE_MAX // (blocks or 1) else block * blocks
         while True:
             with nogil:
                 status = mp_pool_reserve(self._c, size, blocks, &shortage)
             if status == MP_OK:
                 break
-            if not self._has_room_now(status, all_of_it, &shortage, &tries):
-                self._fail(status, size if size > SIZE_MAX // (blocks or 1) else size * blocks, &shortage)
+            if not self._has_room_now(status, asked, all_of_it, &shortage, &tries):
+                self._fail(status, asked)
 
     def trim(self, target=0):
         """Give idle memory back to the OS until at most `target` bytes are idle.

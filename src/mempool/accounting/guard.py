@@ -5,7 +5,8 @@
     what           how it is held                            a peak that passed
     external       a limit of an account: the lease fails    cannot happen
     rss            looked at by check() and at the end       is seen at the end if it was a record of the process
-    python_heap    looked at by check() and at the end       is seen at the end if it was a record of tracemalloc
+    python_heap    looked at by check() and at the end       is seen at the end if it was a record of tracemalloc, and by so much
+                                                             as it was more than native memory ever was (see `_Heap.peak`)
 
 Growth counts from the entry, and of the whole process: neither the kernel nor Python's allocators tell whose memory it is. Raising
 in the guarded thread from another one was rejected: it would hit the work in the middle of a clean-up, or just after its end.
@@ -18,9 +19,11 @@ Guards of one account share its limit; the smallest allowance binds:
 import functools
 import inspect
 import os
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, SupportsIndex, TypeVar, cast
 
@@ -75,7 +78,11 @@ class _Heap:
         return self._now() - self._start
 
     def peak(self) -> int:
-        """Return the growth at the record, or now: all that was traced then, less all that was ever external."""
+        """Return the growth at the record, or now: all that was traced then, less all that was ever external.
+
+        How much of the record was ours nobody knows any more. It was no more than that, so no peak is made up; where native
+        memory once was large, one may be missed.
+        """
         record = tracemalloc.get_traced_memory()[1]
         passed = record - root_account().peak - self._start if record > self._record else 0
         return max(passed, self.grown())
@@ -142,8 +149,12 @@ class _Shared:
         if self.account.limit != self.set:  # somebody gave it another limit meanwhile: that is its own now
             self.own = self.account.limit
         bounds = [*self.allowances.values()] if self.own is None else [self.own, *self.allowances.values()]
-        self.account.limit = wanted = min(bounds, default=None)
-        self.set = wanted
+        before, self.set = self.set, min(bounds, default=None)
+        try:
+            self.account.limit = self.set
+        except BaseException:
+            self.set = before
+            raise
 
 
 _lock = threading.RLock()  # a collection while it is held may end a guard
@@ -158,12 +169,17 @@ def _set(account: Account, guard: _External, allowance: int | None) -> None:
     shared = _shared.get(id(account)) or _Shared(account)
     if allowance is None:
         shared.allowances.pop(guard, None)
-        shared.apply()
+        with suppress(
+            ValueError
+        ):  # who lifted the limit meanwhile let others grow past their allowances: they say so themselves
+            shared.apply()
     else:
+        if allowance > sys.maxsize:  # also where another binds: it would be an error of that one's end
+            raise OverflowError(f"limit of {allowance} bytes cannot be addressed")
         shared.allowances[guard] = allowance
         try:
             shared.apply()
-        except ValueError:
+        except BaseException:
             del shared.allowances[guard]
             raise
     if shared.allowances:
@@ -314,7 +330,8 @@ def memory_limit(
         `MemoryLimitExceeded`. At the entry idle memory goes back as far as it could be lent beyond the limit.
 
         ``"rss"``: resident memory. ``"python_heap"``: what `tracemalloc` counts, without our own. Nothing stops these in the
-        middle: call `MemoryGuard.check` where the work can be left. At the end growth counts, and a peak that was a record.
+        middle: call `MemoryGuard.check` where the work can be left. At the end growth counts, and a peak that was a record; one
+        of the heap only as far as it is beyond the most that `root_account` ever held, which may have been part of it.
     account : Account or None
         For ``"external"``: the account that is limited, with all below it. None: all, `root_account`.
 
