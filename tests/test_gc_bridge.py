@@ -196,11 +196,11 @@ def test_errors_are_unraisable_and_the_memory_is_had(monkeypatch: pytest.MonkeyP
         raise RuntimeError("hook")
 
     account = Account("a")
-    _core._set_growth_hook(broken, 1 * MIB)
+    _core._add_growth_hook(broken, 1 * MIB)
     try:
         account.charge(4 * MIB)
     finally:
-        _core._set_growth_hook(None)
+        _core._remove_growth_hook(broken)
     assert [type(one.exc_value) for one in seen] == [RuntimeError]
     account.discharge(4 * MIB)
 
@@ -210,14 +210,14 @@ def test_ctrl_c_comes_when_the_charge_is_done() -> None:
         raise KeyboardInterrupt
 
     account = Account("a")
-    _core._set_growth_hook(interrupted, 1 * MIB)
+    _core._add_growth_hook(interrupted, 1 * MIB)
     try:
         with pytest.raises(KeyboardInterrupt):
             account.charge(4 * MIB)
             for _ in range(1000):
                 pass
     finally:
-        _core._set_growth_hook(None)
+        _core._remove_growth_hook(interrupted)
     assert account.used == 4 * MIB
     account.discharge(4 * MIB)
 

@@ -22,13 +22,13 @@ ROOM = 256 * MIB  # beyond what the interpreter has when the load begins
 RECORDS, STAGES, RAW, MADE, BATCH = 120, 32, 4 * MIB, 4 * MIB, 16
 
 LOAD = """
-import hashlib, itertools, resource, sys
+import contextlib, hashlib, itertools, resource, sys
 import mempool
 from mempool._system import process
 from mempool.pressure import adaptive_batches, default_monitor, register
 
-how = sys.argv[1]
-room, records, stages, raw, made, batch = map(int, sys.argv[2:])
+how, begin = sys.argv[1:3]
+room, records, stages, raw, made, batch = map(int, sys.argv[3:])
 
 class Cache:
     name = "made"
@@ -70,9 +70,12 @@ limit = process.address_space() + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print("limit", limit)
 monitor = default_monitor()
-monitor.interval = "5ms"
-if how != "without":
-    monitor.start()
+started = contextlib.nullcontext()
+if begin == "with":
+    started = default_monitor()
+elif begin == "start":
+    default_monitor().start()
+started.__enter__()
 answer, done, most = hashlib.sha256(), 0, 0
 for numbers in batches(monitor):
     rows = [make(number) for number in numbers]
@@ -81,7 +84,7 @@ for numbers in batches(monitor):
         answer.update(row)
         done += 1
     print("done", done, flush=True)
-monitor.stop()
+started.__exit__(None, None, None)
 print("peak", process.peak_rss(), monitor.stats().freed)
 print("answer", answer.hexdigest())
 """
@@ -89,8 +92,8 @@ print("answer", answer.hexdigest())
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run_load(run_python: Run, how: str, batch: int) -> tuple[int, dict[str, list[str]], str]:
-    done = run_python(LOAD, how, ROOM, RECORDS, STAGES, RAW, MADE, batch, check=False, timeout=120)
+def run_load(run_python: Run, how: str, begin: str, batch: int) -> tuple[int, dict[str, list[str]], str]:
+    done = run_python(LOAD, how, begin, ROOM, RECORDS, STAGES, RAW, MADE, batch, check=False, timeout=120)
     said = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     limit = int(said["limit"][0])
     assert STAGES * RAW + RECORDS * MADE + batch * RAW >= 2 * limit
@@ -107,16 +110,19 @@ def answer() -> str:
 
 @pytest.mark.parametrize("batch", [4, BATCH])
 def test_without_a_monitor_it_dies(run_python: Run, batch: int) -> None:
-    code, said, errors = run_load(run_python, "without", batch)
+    code, said, errors = run_load(run_python, "fixed", "without", batch)
     assert code == 1
     assert errors.splitlines()[-1].startswith(("MemoryError", "mempool.errors."))
     assert "answer" not in said
     assert 0 < int(said["done"][0]) < RECORDS
 
 
+@pytest.mark.parametrize("begin", ["start", "with"])
 @pytest.mark.parametrize(("how", "batch"), [("fixed", 4), ("adaptive", BATCH)])
-def test_with_a_monitor_it_ends_with_the_right_answer(run_python: Run, answer: str, how: str, batch: int) -> None:
-    code, said, errors = run_load(run_python, how, batch)
+def test_with_a_monitor_it_ends_with_the_right_answer(
+    run_python: Run, answer: str, how: str, batch: int, begin: str
+) -> None:
+    code, said, errors = run_load(run_python, how, begin, batch)
     assert (code, errors) == (0, "")
     assert said["answer"] == [answer]
     assert int(said["done"][0]) == RECORDS

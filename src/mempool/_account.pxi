@@ -114,7 +114,7 @@ cdef class Account:
         """Charge what is discharged by other means than `discharge`."""
         if self._c is NULL or not mp_account_charge_ready(self._c, size):
             self._charge_slowly(size)
-        grows(size)
+        grew(size)
         return 0
 
     cdef int _charge_slowly(self, size_t size) except -1:

@@ -401,7 +401,7 @@ cdef class MappedArray:
     cdef int _check_growth(self, mp_status status, int error, mp_account *binding, size_t rows, size_t more) except -1:
         if status == MP_OK:
             self._trace()
-            grows(more * self._row_bytes)
+            grew(more * self._row_bytes)
             return 0
         if status == MP_ERR_ACCOUNT:
             raise _account_error(self._account(), binding, more * self._row_bytes)

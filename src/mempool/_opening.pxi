@@ -510,7 +510,7 @@ cdef object map_content(_Content content, mp_mapping_config *config, object path
     array._trace()
     if array._is_file:
         note_file(array)
-    grows(config.rows * config.row_bytes)
+    grew(config.rows * config.row_bytes)
     return array
 
 

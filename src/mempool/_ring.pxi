@@ -67,7 +67,7 @@ cdef class _RingMemory:
         mp_ring_look(self.c, &state)
         self.base = state.base
         PyTraceMalloc_Track(DOMAIN, <uintptr_t>self.base, state.capacity * (1 if state.mirrored else 2))
-        grows(state.capacity)
+        grew(state.capacity)
         return 0
 
     def __dealloc__(self):

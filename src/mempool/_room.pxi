@@ -2,9 +2,9 @@
 # they are called with no lock held, and never while memory is on its way back.
 from cpython.exc cimport PyErr_WriteUnraisable
 
-# limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: func(bytes). In a dict, so that they can be
-# replaced while others read them.
-cdef dict _hooks = {"limit": None, "growth": None}
+# limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: a tuple of `_Listener`. In a dict, so that
+# they can be replaced while others read them.
+cdef dict _hooks = {"limit": None, "growth": ()}
 cdef dict _busy = {}  # the threads in which one of them runs: there they are not called again
 cdef unsigned int _busy_generation = 0
 
@@ -12,14 +12,54 @@ cdef unsigned int _busy_generation = 0
 cdef enum:
     MOST_TRIES = 8
 
-# Bytes that come into use between two looks at all that is lent, as a share of the threshold.
+# Bytes that come into use between two looks at all that is held, as a share of the threshold.
 cdef enum:
     LOOKS = 16
 
-cdef size_t _growth_threshold = 0
-cdef size_t _growth_base = 0     # bytes lent, the least since the hook was last called
-cdef uint64_t _growth_step = 0   # 0: there is no hook
-cdef uint64_t _grown = 0
+cdef uint64_t _growth_step = 0   # the least of all listeners; 0: there is none
+cdef uint64_t _grown = 0         # since a look at any of them
+
+
+@cython.final
+cdef class _Listener:
+    """Who is told of growth: of what is lent, since the least that it was; or of what is held, idle or not, since the last call."""
+    cdef object func
+    cdef bint reserved
+    cdef size_t threshold, base
+    cdef uint64_t step, grown
+
+    cdef int aim(self, size_t threshold) except -1:
+        self.threshold = threshold
+        self.step = threshold // LOOKS + 1
+        return 0
+
+    cdef size_t reading(self) except? 0:
+        return mp_account_used((<Account>_root)._ready()) if self.reserved else lent_now()
+
+    cdef int notice(self, uint64_t grown, size_t coming) except -1:
+        """So many bytes came into use, in one thread or another, and `coming` ones are about to."""
+        cdef size_t now
+        self.grown += grown
+        if self.grown < self.step:
+            return 0
+        self.grown = 0
+        now = self.reading()
+        if not self.reserved:
+            self.base = min(self.base, now)
+            coming = 0
+        if now + coming < self.base or now + coming - self.base < self.threshold or _sys.is_finalizing() or not _enter_hook():
+            return 0
+        try:
+            self.func(now + coming - self.base)
+        except Exception as error:
+            report(error, self.func)
+        finally:
+            _leave_hook()
+            self.base = self.reading()
+            if not self.reserved:  # idle memory is lent without a word: look again when it is used up
+                self.grown = self.step
+                mp_word_set(&_grown, _growth_step)
+        return 0
 
 
 def _set_limit_hook(func):
@@ -27,26 +67,69 @@ def _set_limit_hook(func):
     _hooks["limit"] = func
 
 
-def _set_growth_hook(func, threshold=0):
-    """Have `func(grown)` called whenever `threshold` more bytes are lent than at the least since the last call. None: nobody."""
-    global _growth_threshold, _growth_step, _growth_base
-    cdef size_t bound = _size_to_c(threshold, "threshold")
-    if func is not None and bound == 0:
-        raise ValueError(f"threshold must be more than 0 bytes, got {threshold!r}")
-    if _hooks["growth"] is None:
-        _growth_base = lent_now()
-    _hooks["growth"] = func
-    _growth_threshold = bound
-    mp_word_set(&_growth_step, 0 if func is None else bound // LOOKS + 1)
+def _add_growth_hook(func, threshold, *, bint reserved=False):
+    """Have `func(grown)` called whenever `threshold` more bytes are lent than at the least since the last call.
+
+    With `reserved`: whenever so many more are held than at the last call, idle memory too, those included that are about to be.
+    """
+    cdef _Listener made = _Listener.__new__(_Listener)
+    cdef tuple before, after
+    made.func = func
+    made.reserved = reserved
+    made.aim(_threshold(threshold))
+    made.base = made.reading()
+    while True:
+        before = _hooks["growth"]
+        after = before + (made,)
+        if _hooks["growth"] is before:
+            _hooks["growth"] = after
+            break
+    _find_step()
 
 
-def _adjust_growth_hook(func, threshold):
-    """Another threshold for the hook, unless it has been replaced meanwhile."""
-    global _growth_threshold
-    cdef size_t bound = _size_to_c(threshold, "threshold")
-    if _hooks["growth"] is func:
-        _growth_threshold = bound
-        mp_word_set(&_growth_step, bound // LOOKS + 1)
+def _remove_growth_hook(func):
+    """Have it called no more. What was not added is fine."""
+    cdef _Listener one
+    cdef tuple before, after
+    while True:
+        before = _hooks["growth"]
+        kept = []
+        for one in before:
+            if one.func is not func:
+                kept.append(one)
+        after = tuple(kept)
+        if _hooks["growth"] is before:
+            _hooks["growth"] = after
+            break
+    _find_step()
+
+
+def _adjust_growth_hook(func, threshold, *, bint anew=False):
+    """Another threshold for the hook, unless it has been removed meanwhile; `anew`: counted from now."""
+    cdef size_t bound = _threshold(threshold)
+    cdef _Listener one
+    for one in <tuple>_hooks["growth"]:
+        if one.func is func:
+            one.aim(bound)
+            if anew:
+                one.base = one.reading()
+    _find_step()
+
+
+cdef size_t _threshold(object given) except 0:
+    cdef size_t bound = _size_to_c(given, "threshold")
+    if bound == 0:
+        raise ValueError(f"threshold must be more than 0 bytes, got {given!r}")
+    return bound
+
+
+cdef int _find_step() except -1:
+    cdef _Listener one
+    cdef uint64_t least = 0
+    for one in <tuple>_hooks["growth"]:
+        least = one.step if least == 0 else min(least, one.step)
+    mp_word_set(&_growth_step, least)
+    return 0
 
 
 def _enter_hook():
@@ -140,40 +223,35 @@ cdef Account account_at(Account account, mp_account *binding):
 
 
 cdef inline void grows(size_t size) noexcept:
-    """Native memory comes into use, or just has. May run Python.
+    """Native memory is about to come into use. May run Python.
 
     Pools say so before they ask the OS: what a collection frees then is there to lend, or each round of garbage would find the
     pool a little larger.
     """
     if mp_word_get(&_growth_step) != 0:
-        note_growth(size)
+        note_growth(size, size)
 
 
-cdef void note_growth(size_t size) noexcept:
+cdef inline void grew(size_t size) noexcept:
+    """The same, for what has come into use and is counted already."""
+    if mp_word_get(&_growth_step) != 0:
+        note_growth(size, 0)
+
+
+cdef void note_growth(size_t size, size_t coming) noexcept:
     cdef uint64_t grown = mp_word_get(&_grown) + size  # a thread that comes in between delays a look, no more
     if grown < mp_word_get(&_growth_step):
         mp_word_set(&_grown, grown)
         return
     mp_word_set(&_grown, 0)
     try:
-        look_at_growth()
+        tell_growth(grown, coming)
     except KeyboardInterrupt:  # came to the wrong place: the memory has been taken
         PyErr_SetInterrupt()
 
 
-cdef int look_at_growth() except -1:
-    global _growth_base
-    cdef size_t lent = lent_now()
-    hook = _hooks["growth"]
-    _growth_base = min(_growth_base, lent)
-    if hook is None or lent - _growth_base < _growth_threshold or _sys.is_finalizing() or not _enter_hook():
-        return 0
-    try:
-        hook(lent - _growth_base)
-    except Exception as error:
-        report(error, hook)
-    finally:
-        _leave_hook()
-        _growth_base = lent_now()
-        mp_word_set(&_grown, _growth_step)  # idle memory is lent without a word: look again when it is used up
+cdef int tell_growth(uint64_t grown, size_t coming) except -1:
+    cdef _Listener one
+    for one in <tuple>_hooks["growth"]:
+        one.notice(grown, coming)
     return 0

@@ -222,7 +222,7 @@ cdef class SlabAllocator:
                 break
         self._check(status, 1, &shortage)
         self._trace()
-        grows(SLAB_STEP)
+        grew(SLAB_STEP)
         return self._hand_out(handle)
 
     cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
@@ -331,7 +331,7 @@ cdef class SlabAllocator:
                 break
         self._check(status, count, &shortage)
         self._trace()
-        grows(SLAB_STEP + <size_t>count * self._item_size)
+        grew(SLAB_STEP + <size_t>count * self._item_size)
         return handles
 
     def free_many(self, handles):

@@ -25,6 +25,8 @@ __all__ = ["Bridge", "gc_pressure"]
 _MOST_DOUBLINGS = 4
 _WORTHWHILE = 8  # a collection that frees less than this part of the threshold was not
 
+_hooks: list[Callable[[int], None]] = []  # one at most; single steps of a list need no lock
+
 
 class Bridge:
     """Decides when to collect, and after how much more growth to be called again.
@@ -110,8 +112,9 @@ def gc_pressure(enabled: bool = True, threshold: int | str = "64MiB") -> None:
     size = parse_size(threshold, "threshold")
     if size == 0:
         raise ValueError(f"threshold must be more than 0 bytes, got {threshold!r}")
+    while _hooks:
+        _core._remove_growth_hook(_hooks.pop())
     if not enabled:
-        _core._set_growth_hook(None)
         return
     bridge = Bridge(size, _held)
 
@@ -119,4 +122,5 @@ def gc_pressure(enabled: bool = True, threshold: int | str = "64MiB") -> None:
         bridge.on_growth(grown)
         _core._adjust_growth_hook(on_growth, bridge.current)
 
-    _core._set_growth_hook(on_growth, size)
+    _hooks.append(on_growth)
+    _core._add_growth_hook(on_growth, size)

@@ -20,6 +20,7 @@ from mempool._system import limits
 from mempool.pressure.cleanup import Mode
 from mempool.pressure.cleanup import cleanup as clean_up
 from mempool.pressure.levels import Level
+from mempool.pressure.monitor import PressureMonitor
 from mempool.pressure.sizing import BatchSizer
 from mempool.units import parse_duration
 
@@ -119,11 +120,19 @@ class _Run(Generic[T]):
     # ---- before a batch
 
     def _look(self, again: bool = False) -> Level:
-        """Read the level; a monitor that does not run is asked to look first, if it did not just do so, or again."""
+        """Read the level; a monitor is asked to look first, if it did not just do so, and one that does not run also `again`.
+
+        A running one knows of growth of native memory, but not that Python's own grows between two of its polls.
+        """
         now = self._clock()
-        if not getattr(self._monitor, "running", True) and (again or not 0 <= now - self._looked < LOOK_EVERY):
+        old = not 0 <= now - self._looked < LOOK_EVERY
+        if not getattr(self._monitor, "running", True):
+            if again or old:
+                self._looked = now
+                cast("Any", self._monitor).poll()
+        elif old and isinstance(self._monitor, PressureMonitor):
             self._looked = now
-            cast("Any", self._monitor).poll()
+            self._monitor._catch_up(LOOK_EVERY)
         return self._monitor.level
 
     def _due(self, level: Level) -> Mode | None:

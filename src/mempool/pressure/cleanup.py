@@ -173,18 +173,21 @@ def _page_out() -> tuple[None, str]:
     return None, f"{advised} bytes advised"
 
 
-def _steps_of(mode: Mode) -> list[tuple[str, _Step]]:
+def _content(share: int) -> list[tuple[str, _Step]]:
+    """Return the steps that cost misses."""
+    caches = [(name, partial(_shrink, cache, share)) for name, cache in reclaim.registered()]
+    return [("reclaimers", partial(_relieve, share)), *caches]
+
+
+def _steps_of(mode: Mode, content: bool) -> list[tuple[str, _Step]]:
     if mode == "light":
         return [("garbage", partial(_collect, 1, 1)), ("pools", _trim_excess)]
-    share = 4 if mode == "standard" else 1
-    caches = [(name, partial(_shrink, cache, share)) for name, cache in reclaim.registered()]
     return [
         ("garbage", partial(_collect, 2, 1 if mode == "standard" else _GC_PASSES)),
         ("pools", _trim_pools),
         ("slabs", _trim_slabs),
         ("shared", _trim_shared),
-        ("reclaimers", partial(_relieve, share)),
-        *caches,
+        *(_content(4 if mode == "standard" else 1) if content else []),
         ("malloc", _trim_malloc),
         *([("pages", _page_out)] if mode == "aggressive" else []),
     ]
@@ -217,12 +220,12 @@ def _is_cleaning() -> bool:
     return (os.getpid(), threading.get_ident()) in _cleaning
 
 
-def run(report: CleanupReport) -> None:
-    """Do all of a cleanup in this thread."""
+def run(report: CleanupReport, *, content: bool = True) -> None:
+    """Do all of a cleanup in this thread; without `content`, caches and reclaimers are left alone."""
     me = os.getpid(), threading.get_ident()
     _cleaning[me] = True
     try:
-        for name, act in _steps_of(report.mode):
+        for name, act in _steps_of(report.mode, content):
             report._steps.append(_take(name, act))
     finally:
         _cleaning.pop(me, None)

@@ -26,7 +26,7 @@ from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
 from mempool.pressure.sources import default_sources
 from mempool.pressure.state import Kind, State
-from mempool.pressure.trend import Forecast, next_interval
+from mempool.pressure.trend import IN_A_HURRY, Forecast, next_interval
 from mempool.pressure.waiting import TaskWaiter, ThreadWaiter, Waiters
 from mempool.pressure.watching import SourceStatus, Watched, as_source
 from mempool.units import parse_duration
@@ -130,7 +130,7 @@ class PressureMonitor(Options):
         self._locks()
         self._lost_thread = False
         self._polls = self._events = self._muted = 0
-        self._cost = 0.0
+        self._cost, self._polled_at = 0.0, float("-inf")
         self._register_reclaim(reclaim)
         watch_forks(self)
 
@@ -257,6 +257,7 @@ class PressureMonitor(Options):
                 self._state.update(self._watched, self.thresholds, self._hysteresis, self._min_dwell, now)
                 after, settled = self._state.level, self._state.settled
                 self._polls += 1
+                self._polled_at = time.monotonic()
             self._cost += (time.thread_time() - began - self._cost) / min(self._polls, 8)
         if after < before:
             self._waiters.wake(after)
@@ -457,6 +458,26 @@ class PressureMonitor(Options):
         thresholds = self.thresholds
         soon = [found for one in self._watched if (found := one.soon(thresholds)) is not None]
         return next_interval(min(soon, default=None), self._cost, raised=self._state.level > Level.NORMAL)
+
+    def _headroom(self) -> float | None:
+        """Return the bytes to the next threshold of the source that is nearest to one; None if none has any."""
+        thresholds = self.thresholds
+        with self._lock:
+            rooms = [found for one in self._watched if (found := one.headroom(thresholds)) is not None]
+        return min(rooms, default=None)
+
+    def _is_inside(self) -> bool:
+        return threading.get_ident() in self._inside
+
+    def _catch_up(self, age: float) -> None:
+        """Have the sources read unless they were in so many seconds: a running monitor is asked to, another one polled."""
+        if 0 <= time.monotonic() - self._polled_at < max(age, IN_A_HURRY * self._cost) or self._is_inside():
+            return
+        runner = self._runner
+        if self.running and runner is not None:
+            runner.ask()
+        else:
+            self.poll()
 
     def _count_event(self) -> None:
         """Count a round that an event began."""

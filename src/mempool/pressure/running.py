@@ -1,4 +1,4 @@
-"""A monitor that polls on its own: in a thread or in an event loop, woken by events.
+"""A monitor that polls on its own: in a thread or in an event loop, woken by events, and by growth of native memory.
 
 The thread is a daemon, and ends in good order before the interpreter does. In the child of a `fork` there is none: the monitor
 starts one again at its first use there. The parent's goes on; Python 3.12 and later warn of a fork with threads running, and they
@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mempool.pressure.events import Events
+from mempool.pressure.growth import AGAIN, GrowthWatch
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,6 +45,7 @@ class ThreadRunner:
         self._quit = False
         self._last = ""
         self._events = Events(monitor._watched)
+        self._growth = GrowthWatch(self, monitor._is_inside)
         self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
         try:
             self._thread.start()
@@ -65,26 +67,38 @@ class ThreadRunner:
     def _run(self) -> None:
         try:
             while not self._quit:
-                self._poll()
-                if self._events.wait(self._monitor._next_interval()):
+                if self._events.wait(self._poll()):
                     self._monitor._count_event()
         finally:
             self._quit = True
+            self._growth.close()
             self._events.close()
 
-    def _poll(self) -> None:
+    def _poll(self) -> float:
+        """Return the seconds to the next poll."""
+        waiting, grew = self._growth.begin()
         try:
             self._monitor.poll()
+            self._growth.arm(self._monitor._headroom())
         except BaseException as error:  # SystemExit of a callback too: nobody else would poll
             self._last = log_new(error, self._last)
+        finally:
+            self._growth.end(waiting)
+        seconds = self._monitor._next_interval()
+        return min(seconds, AGAIN) if grew else seconds
 
     def wake(self) -> None:
         """Poll now."""
         self._events.wake()
 
+    def ask(self) -> bool:
+        """Poll now, for a thread that waits a little for it; whether it has."""
+        return self._growth.ask()
+
     def stop(self, timeout: float | None = None) -> None:
         """End the thread, and wait until it has; from inside it only the former."""
         self._quit = True
+        self._growth.close()
         self._events.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
@@ -93,6 +107,7 @@ class ThreadRunner:
     def abandon(self) -> None:
         """In the child: the thread is not here; what it had open is."""
         self._quit = True
+        self._growth.close()
         self._events.abandon()
         _running.discard(self)
 
@@ -107,6 +122,7 @@ class LoopRunner:
         self._last = ""
         self._timer: asyncio.TimerHandle | None = None
         self._events = Events(monitor._watched)
+        self._growth = GrowthWatch(self, monitor._is_inside)
         self._fd = self._events.fileno()
         if self._fd >= 0:
             try:
@@ -139,22 +155,34 @@ class LoopRunner:
     def _poll(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        waiting, grew = self._growth.begin()
         try:
             self._monitor.poll()
+            self._growth.arm(self._monitor._headroom())
         except Exception as error:
             self._last = log_new(error, self._last)
         finally:
+            self._growth.end(waiting)
             if not self._quit:
-                self._timer = self._loop.call_later(self._monitor._next_interval(), self._turn)
+                seconds = self._monitor._next_interval()
+                self._timer = self._loop.call_later(min(seconds, AGAIN) if grew else seconds, self._turn)
 
     def wake(self) -> None:
         """Poll soon."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._turn)
 
+    def ask(self) -> bool:
+        """Poll for a thread that waits a little for it; at once if it is the loop's own. Whether it has."""
+        if self.elsewhere:
+            return self._growth.ask()
+        self._monitor.poll()
+        return True
+
     def stop(self, timeout: float | None = None) -> None:
         """Poll no more; from any thread."""
         self._quit = True
+        self._growth.close()
         if threading.get_ident() == self._thread or self._loop.is_closed():
             self._end()
             return
@@ -172,6 +200,7 @@ class LoopRunner:
     def abandon(self) -> None:
         """In the child: the loop is the parent's."""
         self._quit = True
+        self._growth.close()
         self._fd = -1
         self._events.abandon()
 

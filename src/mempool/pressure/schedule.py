@@ -3,6 +3,9 @@
 The one of the process follows the settings: it runs as long as ``gc_interval_seconds`` says so. A schedule has one daemon thread
 while it runs, which sleeps until the next time comes. A child of fork goes on with the schedules of its parent, in threads of its
 own.
+
+Caches and reclaimers are asked only while memory is short: time alone makes no entry useless, and a quarter at each interval would
+empty every cache for nothing.
 """
 
 import logging
@@ -12,7 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from mempool import settings
-from mempool.pressure.cleanup import CleanupReport, Mode, checked_mode, cleanup
+from mempool.pressure.cleanup import CleanupReport, Mode, checked_mode, run
+from mempool.pressure.default import default_monitor
+from mempool.pressure.levels import Level
 from mempool.units import parse_duration
 
 __all__ = ["CleanupSchedule", "process_schedule"]
@@ -21,7 +26,7 @@ _log = logging.getLogger("mempool.pressure")
 
 
 class CleanupSchedule:
-    """Runs a cleanup again and again, in a thread of its own.
+    """Runs a cleanup again and again, in a thread of its own. Caches and reclaimers give something up only while memory is short.
 
     Parameters
     ----------
@@ -29,6 +34,10 @@ class CleanupSchedule:
         Seconds between the end of one and the start of the next, or a duration such as ``"5m"``.
     mode : {"light", "standard", "aggressive"}
         Of each cleanup.
+
+    Notes
+    -----
+    Memory is short while the level of `default_monitor` is above NORMAL; one that does not run is polled for that.
 
     Raises
     ------
@@ -100,10 +109,21 @@ class CleanupSchedule:
                 wake.clear()
                 continue
             try:
-                self.last = cleanup(self.mode, background=False)
+                report = CleanupReport(self.mode)
+                run(report, content=self.mode != "light" and _memory_is_short())
+                self.last = report
             except Exception:
                 _log.exception("a cleanup failed; the next comes in %s s", self._interval)
             self.runs += 1
+
+
+def _memory_is_short() -> bool:
+    try:
+        monitor = default_monitor()
+        return (monitor.level if monitor.running else monitor.poll()) > Level.NORMAL
+    except Exception:
+        _log.exception("whether memory is short cannot be told; caches are left alone")
+        return False
 
 
 def _checked_interval(value: float | str) -> float:

@@ -8,7 +8,7 @@ readings.
 from collections import deque
 from statistics import median
 
-__all__ = ["Forecast", "Trend", "next_interval"]
+__all__ = ["IN_A_HURRY", "Forecast", "Trend", "next_interval"]
 
 _KEPT = 12
 _ENOUGH = 6  # readings from which on their number takes nothing from how sure a trend is
@@ -17,7 +17,7 @@ _FASTEST = 0.01
 _SLOWEST = 5.0
 _SLOWEST_RAISED = 0.5
 _AT_REST = 2500  # at rest a poll may cost one part in so many of a core
-_IN_A_HURRY = 20  # and so many while memory runs out
+IN_A_HURRY = 20  # and so many while memory runs out
 _LOOKS_AHEAD = 4  # polls between now and the next threshold, if memory goes on growing as it does
 
 
@@ -117,4 +117,4 @@ def next_interval(seconds: float | None, cost: float, *, raised: bool) -> float:
     slow = min(_SLOWEST_RAISED if raised else _SLOWEST, max(0.1, _AT_REST * cost))
     if seconds is None:
         return slow
-    return min(slow, max(_FASTEST, _IN_A_HURRY * cost, seconds / _LOOKS_AHEAD))
+    return min(slow, max(_FASTEST, IN_A_HURRY * cost, seconds / _LOOKS_AHEAD))

@@ -154,15 +154,23 @@ class Watched:
         limit = self.limit(thresholds)
         return None if limit is None else self.trend.seconds_until(limit, self.reading.used, self.name)
 
-    def soon(self, thresholds: Thresholds) -> float | None:
-        """Return seconds to the next threshold, as the last readings have it; None if it does not grow."""
-        reading, rate = self.reading, max(self.trend.quick(), 0.0)
-        if not rate or reading is None or reading.used is None or self.figure is None:
+    def headroom(self, thresholds: Thresholds) -> float | None:
+        """Return bytes to the next threshold, above the last one to the limit; None where none binds."""
+        reading = self.reading
+        if reading is None or reading.used is None or self.figure is None:
             return None
         goal = self.limit(thresholds)
         if self.latch.level < Level.CRITICAL:
             goal = thresholds.bytes_at(Level(self.latch.level + 1), reading.limit)
-        return None if goal is None else max(0.0, goal - reading.used) / rate
+        return None if goal is None else max(0.0, goal - reading.used)
+
+    def soon(self, thresholds: Thresholds) -> float | None:
+        """Return seconds to the next threshold, as the last readings have it; None if it does not grow."""
+        rate = max(self.trend.quick(), 0.0)
+        if not rate:
+            return None
+        room = self.headroom(thresholds)
+        return None if room is None else room / rate
 
     def status(self) -> SourceStatus:
         """Return what is known, as one record."""
