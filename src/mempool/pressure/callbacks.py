@@ -20,6 +20,7 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from mempool.pressure.levels import Level, PressureEvent
+from mempool.pressure.muting import Mutes
 
 if TYPE_CHECKING:
     import asyncio
@@ -128,7 +129,7 @@ class Registration:
     def _run(self, event: PressureEvent) -> int:
         """Call it in its own try; the bytes that it freed."""
         function = self._function()
-        if function is None or self._cancelled:
+        if function is None or self._cancelled or self._is_muted():
             return 0
         start = time.perf_counter()
         try:
@@ -142,6 +143,13 @@ class Registration:
             return 0
         finally:
             self.seconds += time.perf_counter() - start
+
+    def _is_muted(self) -> bool:
+        owner = self._owner()
+        if owner is None or not owner.muted:
+            return False
+        owner.missed = True
+        return True
 
     def _count(self, value: object) -> int:
         freed = freed_bytes(value)
@@ -205,6 +213,8 @@ class Callbacks:
         self._lock = threading.RLock()  # a finalizer that runs inside may cancel
         self._all: tuple[Registration, ...] = ()
         self.freed = self.calls = self.errors = 0
+        self.muted = Mutes()
+        self.missed = False  # whether one did not begin therefore
 
     def add(self, function: Callback, level: Level | None, priority: int, *, weak: bool) -> Registration:
         """Register a callback."""
