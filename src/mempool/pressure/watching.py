@@ -30,7 +30,8 @@ class SourceStatus:
     watched : bool
         Whether its last reading took part in the level.
     why : str
-        Why not; empty if it does.
+        Why not; empty if it does. Where the program is out of descriptors or memory, `used` and `level` are those of the reading
+        before.
     events : str
         ``"watched"``, or why the source cannot wake the monitor.
     used, limit : int or None
