@@ -223,11 +223,14 @@ class PressureMonitor(Options):
             return False
         try:
             self._inside.add(me)
-            for step in steps:
-                step()
+            self._take(steps)
         finally:
             self._inside.discard(me)
         return True
+
+    def _take(self, steps: Iterable[Callable[[], object]]) -> None:
+        for step in steps:  # not in the `try` itself: some interpreters leave the jump of a loop there uncovered
+            step()
 
     def _look(self) -> Level:
         """Read and decide; the level that memory is at, dwell aside."""
@@ -270,15 +273,18 @@ class PressureMonitor(Options):
                 if self._more:
                     return
                 self._telling = me
-            for _ in range(_MOST_ROUNDS):
-                for _ in range(3):  # what was freed may be a relief at once
-                    if self._tell_one() is None:
-                        break
-                if not self._begin_round():
-                    return
+            self._tell_all()
         finally:
             if self._telling == me:
                 self._telling = 0
+
+    def _tell_all(self) -> None:
+        for _ in range(_MOST_ROUNDS):
+            for _ in range(3):  # what was freed may be a relief at once
+                if self._tell_one() is None:
+                    break
+            if not self._begin_round():
+                return
 
     def _begin_round(self) -> bool:
         """Whether others found something due while callbacks ran; else the next to find something runs them."""
