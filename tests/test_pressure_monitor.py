@@ -1,6 +1,10 @@
 """`PressureMonitor.poll`: levels from sources, events, history, forecast, settings, simulation, suppression."""
 
 import math
+import os
+import threading
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ import mempool
 from mempool.pressure import Forecast, Level, PressureEvent, PressureMonitor, Thresholds
 from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged
-from support import Strange
+from support import Strange, start
 
 
 @pytest.fixture
@@ -428,6 +432,24 @@ def test_simulated_levels_hide_no_real_ones(bench: Bench) -> None:
     assert bench.monitor.level == CRITICAL
 
 
+def test_of_several_simulations_the_highest_counts(bench: Bench) -> None:
+    with bench.monitor.simulate(CRITICAL) as outer:
+        with bench.monitor.simulate(HIGH) as inner:
+            assert bench.monitor.level == CRITICAL
+            outer.end()
+            assert bench.monitor.level == HIGH
+        inner.end()
+        assert bench.monitor.level == NORMAL
+        with bench.monitor.simulate(HIGH):
+            inner.end()
+            outer.end()
+            assert bench.monitor.level == HIGH
+    bench.monitor.simulate(HIGH)
+    bench.monitor.simulate(CRITICAL)
+    bench.monitor.simulate(NORMAL)
+    assert bench.monitor.level == NORMAL
+
+
 @pytest.mark.parametrize("bad", [True, "HIGH", None, 1.0])
 def test_what_is_no_level(bench: Bench, bad: Any) -> None:
     for call in (bench.monitor.simulate, lambda level: bench.monitor.on(level, print), bench.monitor.wait_for_relief):
@@ -548,3 +570,56 @@ def test_what_cannot_be_reclaimed(bad: Any) -> None:
 def test_a_monitor_shows_itself(bench: Bench) -> None:
     bench.at(1000)
     assert repr(bench.monitor) == "<PressureMonitor HIGH, 1 sources>"
+
+
+# ---- suppressed, by others ----
+
+
+@pytest.mark.parametrize("relief", [False, True])
+def test_a_round_that_another_thread_began_stops_at_suppressed(bench: Bench, relief: bool) -> None:
+    begun, go = threading.Event(), threading.Event()
+    late: list[PressureEvent] = []
+    on = bench.monitor.on_relief if relief else partial(bench.monitor.on, HIGH)
+    if relief:
+        bench.at(1000)
+
+    def first(_: PressureEvent) -> None:
+        begun.set()
+        go.wait(30)
+
+    on(first, priority=1)
+    on(late.append, weak=False)
+    thread = start(bench.at, 0 if relief else 1000, 5.0)
+    assert begun.wait(30)
+    with bench.monitor.suppressed():
+        go.set()
+        thread.result()
+        assert late == []
+    bench.monitor.poll()
+    assert [(one.previous, one.level) for one in late] == [(HIGH, NORMAL) if relief else (NORMAL, HIGH)]
+    bench.monitor.poll()
+    assert len(late) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("own", [False, True])
+def test_the_child_of_a_fork_is_muted_by_its_own_thread_only(bench: Bench, own: bool) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    bench.monitor.on(HIGH, bench.note)
+
+    def other() -> None:
+        with bench.monitor.suppressed():
+            entered.set()
+            leave.wait(30)
+
+    thread = start(other)
+    assert entered.wait(30)
+    with bench.monitor.suppressed() if own else nullcontext():
+        pid = os.fork()
+        if pid == 0:
+            bench.at(1000)
+            os._exit(len(bench.events))
+    leave.set()
+    thread.result()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if own else 1)

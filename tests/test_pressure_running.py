@@ -312,7 +312,7 @@ def test_a_source_that_cannot_be_opened_is_read_all_the_same() -> None:
 
 @needs_poll
 def test_a_watch_that_dies_is_named_and_opened_again(monkeypatch: Any) -> None:
-    monkeypatch.setattr("mempool.pressure.events._REOPEN", 0.0)
+    monkeypatch.setattr("mempool.pressure.events._REOPEN", 0.5)
     bell = Bell()
     bell.error = True
     with PressureMonitor(BYTES, sources=[bell], interval=HOURS) as monitor:

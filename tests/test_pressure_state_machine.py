@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mempool.pressure import Level, PressureEvent
+from mempool.pressure.monitor import Simulation
 from monitor_kit import Bench
 
 STARTS, ENDS = (0, 800, 1000, 1200), (0, 760, 950, 1140)
@@ -29,6 +30,7 @@ class Model(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.real, self.since = 0, 100.0
         self.simulated = self.told = self.muted = 0
+        self.simulations: list[Simulation] = []
         self.last_entered = self.answered = 0
         self.told_at, self.gap = 0.0, REMINDER
         self.expected: list[tuple[str, int, int]] = []
@@ -97,9 +99,19 @@ class Model(RuleBasedStateMachine):
 
     @rule(level=levels)
     def simulate(self, level: Level) -> None:
-        self.bench.monitor.simulate(level)
-        self.simulated = level
+        simulation = self.bench.monitor.simulate(level)
+        self.simulations = [*self.simulations, simulation] if level else []
+        self.simulated = max((one.level for one in self.simulations), default=0)
         self.tell()
+
+    @rule(index=st.integers(0, 3), again=st.booleans())
+    def end(self, index: int, again: bool) -> None:
+        if index < len(self.simulations):
+            ended = self.simulations.pop(index)
+            for _ in range(1 + again):
+                ended.end()
+            self.simulated = max((one.level for one in self.simulations), default=0)
+            self.tell()
 
     @rule()
     def suppress(self) -> None:

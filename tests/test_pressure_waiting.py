@@ -3,11 +3,15 @@
 import asyncio
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from mempool.pressure import PressureMonitor
+from mempool.pressure.sources import Reading
 from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Memory
 from support import start, until
 
@@ -129,7 +133,61 @@ def test_nonsense_for_a_timeout(bench: Bench, bad: Any) -> None:
     assert bench.monitor.stats().waiting == 0
 
 
+def test_a_level_from_before_the_start_is_not_trusted() -> None:
+    """The runner has not looked yet: who asks looks itself."""
+    memory = Memory(0)
+    monitor = live(memory, interval=3600.0)
+    with monitor:
+        until(lambda: memory.reads)
+    memory.used = 5000
+    with held_reads(memory), monitor:
+        assert not monitor.wait_for_relief(timeout=0)
+
+
+@contextmanager
+def held_reads(memory: Memory) -> Iterator[None]:
+    """The first to read is held up until another one has."""
+    plain, mutex, first = memory.read, threading.Lock(), [True]
+
+    def read() -> Reading:
+        with mutex:
+            mine, first[0] = first[0], False
+        if mine and threading.current_thread().name == "mempool-pressure":
+            time.sleep(0.2)
+        return plain()
+
+    memory.read = read  # type: ignore[method-assign]
+    yield
+    del memory.read
+
+
+def test_a_wait_while_the_loop_that_runs_the_monitor_stands() -> None:
+    memory = Memory(5000)
+    monitor = live(memory)
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> None:
+        await monitor.__aenter__()
+        while monitor.level < HIGH:
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(begin())
+    memory.used = 0
+    assert start(monitor.wait_for_relief).result() is True
+    monitor.stop()
+    loop.close()
+
+
 # ---- tasks ----
+
+
+def test_a_task_that_asks_before_the_monitor_in_its_loop_has_looked() -> None:
+    async def main() -> None:
+        async with live(Memory(5000)) as monitor:
+            assert not await monitor.relief(timeout=0)
+            assert monitor.level == CRITICAL
+
+    asyncio.run(main())
 
 
 def test_tasks_wait_while_their_loop_goes_on() -> None:

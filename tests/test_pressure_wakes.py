@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -177,6 +178,60 @@ def test_a_fifo_that_hung_up_is_quiet_although_a_child_has_a_copy(
             assert watched.events == "watched"
     assert len([fd for fd in os.listdir("/proc/self/fd") if fd.isdigit()]) < 100
     events.close()
+
+
+def test_events_that_come_steadily_are_all_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are allowed at once, and never a poll that is due by time between them."""
+    with fifo(tmp_path) as (source, fire), PressureMonitor(sources=[source], interval=HOUR) as monitor:
+        plain = source.handle
+        monkeypatch.setattr(source, "handle", lambda mask: plain(mask) or True)
+        for count in range(1, 131):
+            fire()
+            until(lambda count=count: monitor.stats().events >= count, "an event")  # type: ignore[misc]
+            time.sleep(0.006)
+        assert monitor.sources[0].events == "watched"
+
+
+def test_what_reports_without_end_is_left_out_for_a_while_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mempool.pressure.events._QUIET", 0.3)
+    with fifo(tmp_path) as (source, fire):
+        watched = Watched(source)
+        events = Events([watched])
+        monkeypatch.setattr(source, "handle", lambda mask: True, raising=False)
+        fire()
+        while watched.events == "watched":
+            events.take()
+        assert "left out" in watched.events
+        assert 0 < events.nap(HOUR) <= 0.3
+        assert events.wait(DEADLINE)  # it is heard again, long before the wait is over
+        assert watched.events == "watched"
+        events.close()
+
+
+def test_a_wait_opens_again_what_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mempool.pressure.events._REOPEN", 0.05)
+    with fifo(tmp_path) as (source, _):
+        watched = Watched(source)
+        monkeypatch.setattr(source, "open", broken_once(source.open), raising=False)
+        events = Events([watched])
+        assert "not yet" in watched.events
+        assert not events.wait(0.2)
+        assert watched.events == "watched"
+        events.close()
+
+
+def broken_once(plain: Fire) -> Fire:
+    tries: list[int] = []
+
+    def open_() -> object:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("not yet")
+        return plain()
+
+    return open_
 
 
 def test_the_interpreter_ends_in_silence(run_python: Callable[..., Any], tmp_path: Path) -> None:

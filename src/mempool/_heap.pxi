@@ -45,7 +45,6 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "Python.h":
     bint PyGILState_Check() nogil
-    int Py_AddPendingCall(int (*function)(void *), void *argument) nogil
     # They cannot fail as they are used here; with Cython's declarations NULL would be looked at as an error, and one that is on its
     # way be taken for theirs.
     void *pointer_of "PyCapsule_GetPointer"(object capsule, const char *name) noexcept

@@ -6,7 +6,7 @@ import sys as _sys
 from cpython.exc cimport PyErr_WriteUnraisable
 
 cdef extern from "Python.h":
-    int Py_AddPendingCall(int (*)(void *) noexcept, void *)
+    int Py_AddPendingCall(int (*)(void *) noexcept, void *) nogil
     int PyThreadState_SetAsyncExc(unsigned long, object)
 
 # limit: func(account or None, pool or slab or None, needed) -> bool, try again; growth: a tuple of `_Listener`. In a dict, so that

@@ -23,6 +23,7 @@ from types import BuiltinMethodType, MethodWrapperType, ModuleType
 from typing import TYPE_CHECKING
 
 from mempool.pressure.levels import Level, PressureEvent
+from mempool.pressure.muting import Mutes
 
 if TYPE_CHECKING:
     import asyncio
@@ -194,7 +195,7 @@ class Registration:
     def _run(self, event: PressureEvent) -> int:
         """Call it in its own try; the bytes that it freed."""
         function = self._function()
-        if function is None or self._cancelled:
+        if function is None or self._cancelled or self._is_muted():
             return 0
         start = time.perf_counter()
         try:
@@ -214,6 +215,12 @@ class Registration:
     def _called(self) -> None:
         self.calls += 1
         self._sums.add(calls=1)
+    def _is_muted(self) -> bool:
+        owner = self._owner()
+        if owner is None or not owner.muted:
+            return False
+        owner.missed = True
+        return True
 
     def _count(self, value: object) -> int:
         freed = freed_bytes(value)
@@ -332,7 +339,8 @@ class Callbacks:
         self._lock = threading.RLock()  # a finalizer that runs inside may cancel
         self._all: tuple[Registration, ...] = ()
         self.sums = Sums()
-        self.muted = 0
+        self.muted = Mutes()
+        self.missed = False  # whether one did not begin therefore
 
     def add(
         self, function: Callback, level: Level | None, priority: int, *, weak: bool, first: bool = False

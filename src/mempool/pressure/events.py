@@ -9,7 +9,11 @@ readable and writable only, watches POLLPRI of the kernel's pressure files too. 
 `select.poll`, and where there is neither, the monitor is woken by a lock and polls at its interval.
 
 A source whose watch breaks is closed, named with the reason, and opened again after a while; one that reports again and again
-without end is left out until the next poll that is due by time.
+without end is left out for a while. Who waits, wakes for that.
+
+A source is opened by one at a time, for it has one descriptor; the claim on it is that one's to close. What a monitor that was told
+to stop still has open, the next takes over: a thread that ends late finds that its sources are no longer its own. The source of
+another monitor is not watched, only read.
 """
 
 import os
@@ -28,7 +32,9 @@ __all__ = ["Events"]
 
 _POLLIN = 1
 _REOPEN = 30.0
-_MOST_EVENTS = 100
+_MOST_EVENTS = 100  # within a window
+_WINDOW = 0.5
+_QUIET = 5.0
 _LONGEST = 3600.0
 
 
@@ -65,14 +71,25 @@ def _make_poller() -> Poller | None:
     return _Poll() if hasattr(select, "poll") else None
 
 
+_claims: dict[int, tuple["Events", Watched]] = {}  # by the id of the source, which its Events keep alive
+_claiming = threading.RLock()
+
+
+def after_fork() -> None:
+    """In the child: nobody holds the lock."""
+    global _claiming
+    _claiming = threading.RLock()
+
+
 class Events:
     """All that can wake one monitor. One thread waits; any thread wakes."""
 
     def __init__(self, watched: Sequence[Watched]) -> None:
         self._sources = [(one, one.source) for one in watched if isinstance(one.source, EventSource)]
         self._fds: dict[int, tuple[Watched, EventSource]] = {}
-        self._broken: dict[Watched, float] = {}
-        self._noisy: dict[Watched, int] = {}
+        self._away: dict[Watched, float] = {}  # what is opened, or listened to, again, and when
+        self._noise: dict[Watched, tuple[float, int]] = {}
+        self._retired = False
         self._lock = threading.Lock()
         self._lock.acquire()
         self._guard = threading.RLock()  # of the pipe: its number must not become another file's while it is written to
@@ -104,12 +121,34 @@ class Events:
         try:
             if self._poller is None:
                 raise OSError("this system cannot poll descriptors")
-            source.open()
+            with _claiming:
+                self._claim(watched, source)
+                source.open()
             self._register(watched, source)
         except Exception as error:
             self._drop(watched, source, error)
         else:
             watched.events = "watched"
+
+    def _claim(self, watched: Watched, source: EventSource) -> None:
+        owner, by = _claims.get(id(source), (self, watched))
+        if owner is self and by is not watched:
+            raise OSError("this monitor watches it already")
+        if owner is not self and not owner._retired:
+            raise OSError("another monitor watches it")
+        _claims[id(source)] = (self, watched)
+
+    def _owns(self, watched: Watched, source: EventSource) -> bool:
+        return _claims.get(id(source)) == (self, watched)
+
+    def _close_own(self, watched: Watched, source: EventSource, state: str) -> None:
+        """Close it and say so, unless it is another's."""
+        with _claiming:
+            if self._owns(watched, source):
+                with suppress(Exception):  # what broke it is shown already, and nothing follows that could suffer
+                    source.close()
+                del _claims[id(source)]
+                watched.events = state
 
     def _register(self, watched: Watched, source: EventSource) -> None:
         fd = source.fileno()
@@ -126,10 +165,10 @@ class Events:
 
     def _drop(self, watched: Watched, source: EventSource, error: Exception) -> None:
         self._unregister(watched)
-        with suppress(Exception):  # it is broken already, and what broke it is shown
-            source.close()
-        watched.events = f"{type(error).__name__}: {error}"
-        self._broken[watched] = time.monotonic() + _REOPEN
+        if not self._retired:
+            watched.events = f"{type(error).__name__}: {error}"
+        self._close_own(watched, source, watched.events)
+        self._away[watched] = time.monotonic() + _REOPEN
 
     # ---- waiting ----
 
@@ -140,25 +179,31 @@ class Events:
             return False
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            short, woken = self._take(self._poller.poll(min(left, _LONGEST)))
+            short, woken = self._take(self._poller.poll(min(self.nap(left), _LONGEST)))
             if short or woken:
                 return short
-        self.calm()
+            self.calm()
         return False
+
+    def nap(self, seconds: float) -> float:
+        """Return how long of so many seconds to sleep until something is to be opened again."""
+        if not self._away:
+            return seconds
+        return min(seconds, max(0.0, min(self._away.values()) - time.monotonic()))
 
     def take(self) -> bool:
         """Take in what there is, without waiting; whether memory is short."""
         return self._take(self._poller.poll(0) if self._poller is not None else [])[0]
 
     def calm(self) -> None:
-        """Listen again to what reported too often, and open again what broke long ago: a poll is due by time."""
-        self._noisy.clear()
+        """Listen again to what reported too often a while ago, and open again what broke."""
         now = time.monotonic()
         for watched, source in self._sources:
-            if watched in self._broken and now >= self._broken[watched]:
-                del self._broken[watched]
+            if now < self._away.get(watched, now):
+                continue
+            if self._away.pop(watched, None) is not None and not self._owns(watched, source):
                 self._open(watched, source)
-            elif watched not in self._broken and not any(one is watched for one, _ in self._fds.values()):
+            elif self._owns(watched, source) and not any(one is watched for one, _ in self._fds.values()):
                 self._again(watched, source)
 
     def _again(self, watched: Watched, source: EventSource) -> None:
@@ -166,6 +211,8 @@ class Events:
             self._register(watched, source)
         except Exception as error:
             self._drop(watched, source, error)
+        else:
+            watched.events = "watched"
 
     def _take(self, ready: list[tuple[int, int]]) -> tuple[bool, bool]:
         short = woken = False
@@ -180,8 +227,7 @@ class Events:
 
     def _handle(self, fd: int, mask: int) -> bool:
         watched, source = self._fds[fd]
-        self._noisy[watched] = self._noisy.get(watched, 0) + 1
-        if self._noisy[watched] > _MOST_EVENTS:
+        if not self._owns(watched, source) or self._is_noisy(watched):
             self._unregister(watched)
             return False
         try:
@@ -194,6 +240,19 @@ class Events:
             return True
         return bool(short)
 
+    def _is_noisy(self, watched: Watched) -> bool:
+        """Count one event; whether that is one too many, so that it is left out."""
+        now = time.monotonic()
+        since, count = self._noise.get(watched, (now, 0))
+        since, count = (since, count + 1) if now - since < _WINDOW else (now, 1)
+        self._noise[watched] = since, count
+        if count <= _MOST_EVENTS:
+            return False
+        del self._noise[watched]
+        self._away[watched] = now + _QUIET
+        watched.events = f"left out for {_QUIET:g} s: it reported {count} times within {_WINDOW:g} s"
+        return True
+
     def wake(self) -> None:
         """Let `wait` return."""
         if self._poller is None:
@@ -204,12 +263,15 @@ class Events:
             if self._pipe is not None:
                 os.write(self._pipe[1], b"\0")
 
+    def retire(self) -> None:
+        """Leave the sources to whoever opens them next; what is still its own is closed by `close`."""
+        self._retired = True
+
     def close(self) -> None:
         """Close all; idempotent."""
+        self._retired = True
         for watched, source in self._sources:
-            with suppress(Exception):  # nothing follows that could suffer
-                source.close()
-            watched.events = "not started"
+            self._close_own(watched, source, "not started")
         self._fds.clear()
         with self._guard:
             pipe, self._pipe = self._pipe, None

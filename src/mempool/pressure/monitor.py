@@ -13,17 +13,18 @@ for a thread that polls would stop both.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self, overload
+from typing import Self, cast, overload
 
 from mempool.pressure.callbacks import Callback, Callbacks, Registration
 from mempool.pressure.levels import Level, PressureEvent, Thresholds
 from mempool.pressure.options import Options, clock_of, positive
-from mempool.pressure.reclaim import Item, Shrinker
+from mempool.pressure.reclaim import Item, Shrinkable, Shrinker, Trimmable
 from mempool.pressure.records import CallbackStats, MonitorStats
 from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
+from mempool.pressure.simulation import Simulation
 from mempool.pressure.sources import default_sources
 from mempool.pressure.state import Kind, State
 from mempool.pressure.trend import IN_A_HURRY, Forecast, next_interval
@@ -48,24 +49,6 @@ def _level(value: object, lowest: Level = Level.NORMAL) -> Level:
     return level
 
 
-class Simulation:
-    """A level that is simulated, until `end` or the end of a `with`."""
-
-    def __init__(self, monitor: "PressureMonitor", level: Level) -> None:
-        self.level = level
-        self._monitor = monitor
-
-    def end(self) -> None:
-        """Let the level be that of the sources again; idempotent."""
-        self._monitor._simulate(Level.NORMAL)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-
 class PressureMonitor(Options):
     """Watches how near memory is to its limits, and calls for room before it is reached.
 
@@ -87,7 +70,7 @@ class PressureMonitor(Options):
     min_dwell : float or str
         Seconds that a level lasts at least.
     reclaim : iterable or callable
-        What is shrunk first, as for `Shrinker`: pools, slabs, caches. Or a callback that makes room by itself.
+        What is shrunk first, as for `Shrinker`: pools, slabs, caches, or one of these. Or a callback that makes room by itself.
     reminder : float or str
         Callbacks are told again after so many seconds in which a level lasted, then after twice as many, up to five minutes.
 
@@ -118,7 +101,7 @@ class PressureMonitor(Options):
         clock: Callable[[], float] | None = None,
         hysteresis: float = 0.05,
         min_dwell: float | str = 1.0,
-        reclaim: Iterable[Item] | Callback = (),
+        reclaim: Iterable[Item] | Trimmable | Shrinkable | Callback = (),
         reminder: float | str = 5.0,
     ) -> None:
         super().__init__(thresholds, interval, hysteresis, min_dwell)
@@ -127,22 +110,29 @@ class PressureMonitor(Options):
         self._callbacks, self._waiters = Callbacks(), Waiters()
         self._state = State(positive(reminder, "reminder"))
         self._locks()
-        self._lost_thread = False
-        self._polls = self._events = 0
+        self._muted = self._callbacks.muted
+        self._simulations: set[Simulation] = set()
+        self._lost_thread = self._kept = False
+        self._polls = self._polls_before = self._events = self._holders = 0
         self._cost, self._polled_at = 0.0, float("-inf")
+        self._good, self._complaint = self.thresholds, ""
+        self._ahead = next_interval(None, 0.0, raised=False)
         self._register_reclaim(reclaim)
         watch_forks(self)
 
     def _locks(self) -> None:
         self._reading, self._lock, self._switching = threading.RLock(), threading.RLock(), threading.RLock()
         self._inside: set[int] = set()
-        self._telling = self._more = False
+        self._telling, self._more = 0, False  # the thread that runs callbacks; 0: none
 
-    def _register_reclaim(self, reclaim: Iterable[Item] | Callback) -> None:
+    def _register_reclaim(self, reclaim: Iterable[Item] | Trimmable | Shrinkable | Callback) -> None:
         if callable(reclaim):
             make_room: Callback = reclaim
         else:
-            items = tuple(reclaim)
+            alone = hasattr(reclaim, "shrink") or hasattr(
+                reclaim, "trim"
+            )  # a cache is a container too, and may be empty
+            items = (cast(Item, reclaim),) if alone else tuple(cast(Iterable[Item], reclaim))
             if not items:
                 return
             make_room = Shrinker(items)
@@ -198,16 +188,9 @@ class PressureMonitor(Options):
             return lambda function: self._callbacks.add(function, None, priority, weak=weak)
         return self._callbacks.add(callback, None, priority, weak=weak)
 
-    @contextmanager
-    def suppressed(self) -> Iterator[None]:
-        """Run no callbacks inside; what they missed, they are told at the first poll after it, if it still holds."""
-        with self._lock:
-            self._callbacks.muted += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._callbacks.muted -= 1
+    def suppressed(self) -> AbstractContextManager[object]:
+        """Begin no callback inside; what they missed, they are told at the first poll after it, if it still holds."""
+        return self._muted.one()
 
     # ---- rounds ----
 
@@ -225,67 +208,90 @@ class PressureMonitor(Options):
         """
         if self._lost_thread:
             self._restart()
-        with self._round() as first:
-            if first:
-                self._look()
-                self._tell()
+        self._round(self._look, self._tell)
         return self._state.level
 
-    @contextmanager
-    def _round(self) -> Iterator[bool]:
-        """Mark this thread as inside a round; gives False if it was."""
+    def _round(self, *steps: Callable[[], object]) -> bool:
+        """Do the steps inside a round; False if this thread is in one.
+
+        What is set here and in `_tell` is set inside the `try` and taken back first thing in the `finally`: Ctrl-C may raise
+        after any call, and what is set must not stay.
+        """
         me = threading.get_ident()
         if me in self._inside:
-            yield False
-            return
-        self._inside.add(me)
+            return False
         try:
-            yield True
+            self._inside.add(me)
+            self._take(steps)
         finally:
             self._inside.discard(me)
+        return True
+
+    def _take(self, steps: Iterable[Callable[[], object]]) -> None:
+        for step in steps:  # not in the `try` itself: some interpreters leave the jump of a loop there uncovered
+            step()
 
     def _look(self) -> Level:
         """Read and decide; the level that memory is at, dwell aside."""
         with self._reading:
             began = time.thread_time()
             now = self._clock()
-            for one in self._watched:
-                one.read(now)
+            answers = [(one, one.read()) for one in self._watched]
+            thresholds = self._judging()
             with self._lock:
+                for one, answer in answers:
+                    one.take(now, answer)
                 before = self._state.level
-                self._state.update(self._watched, self.thresholds, self._hysteresis, self._min_dwell, now)
+                self._state.update(self._watched, thresholds, self._hysteresis, self._min_dwell, now)
                 after, settled = self._state.level, self._state.settled
                 self._polls += 1
                 self._polled_at = time.monotonic()
-            self._cost += (time.thread_time() - began - self._cost) / min(self._polls, 8)
+                self._cost += (time.thread_time() - began - self._cost) / min(self._polls, 8)
+                soon = [found for one in self._watched if (found := one.soon(thresholds)) is not None]
+                self._ahead = next_interval(min(soon, default=None), self._cost, raised=after > Level.NORMAL)
         if after < before:
             self._waiters.wake(after)
         return settled
 
+    def _judging(self) -> Thresholds:
+        """Return the thresholds; the last good ones while a setting makes no sense."""
+        try:
+            self._good, self._complaint = self.thresholds, ""
+        except (TypeError, ValueError) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.error("a pressure monitor goes on with the thresholds that it had: %s", error)
+        return self._good
+
     def _tell(self) -> None:
         """Run the callbacks that are due, and those that other threads found due meanwhile."""
-        with self._lock:
-            self._more = self._telling
-            if self._telling:
-                return
-            self._telling = True
+        me = threading.get_ident()
         try:
-            for _ in range(_MOST_ROUNDS):
-                for _ in range(3):  # what was freed may be a relief at once
-                    if self._tell_one() is None:
-                        break
-                if not self._begin_round():
+            with self._lock:
+                self._more = self._telling in self._inside and self._telling != me
+                if self._more:
                     return
-        except BaseException:
-            self._telling = False
-            raise
-        self._telling = False
+                self._telling = me
+            self._tell_all()
+        finally:
+            if self._telling == me:
+                self._telling = 0
+
+    def _tell_all(self) -> None:
+        for _ in range(_MOST_ROUNDS):
+            for _ in range(3):  # what was freed may be a relief at once
+                if self._tell_one() is None:
+                    break
+            if not self._begin_round():
+                return
 
     def _begin_round(self) -> bool:
         """Whether others found something due while callbacks ran; else the next to find something runs them."""
         with self._lock:
-            self._telling, self._more = self._more, False
-            return self._telling
+            more, self._more = self._more, False
+            if not more:
+                self._telling = 0
+            return more
 
     def _tell_one(self) -> Kind | None:
         with self._lock:
@@ -294,13 +300,17 @@ class PressureMonitor(Options):
             self._callbacks.tell_late(self._state.level)
             return None
         kind, event = due
+        self._callbacks.missed = False
         if kind == "relief":
             self._callbacks.relieve(event)
-            return kind
-        freed, level = self._callbacks.answer(event, self._look)
-        if freed:
+        else:
+            freed, level = self._callbacks.answer(event, self._look)
+            if freed:
+                with self._lock:
+                    self._state.answered(level)
+        if self._callbacks.missed:
             with self._lock:
-                self._state.answered(level)
+                self._state.missed(event)
         return kind
 
     def simulate(self, level: Level) -> Simulation:
@@ -309,23 +319,29 @@ class PressureMonitor(Options):
         Returns
         -------
         Simulation
-            Ends it, by `end()` or as a context manager; `simulate(Level.NORMAL)` does so too. Then the level is that of the last
-            readings, at once.
+            Ends it, by `end()` or as a context manager. Of several the highest counts; `simulate(Level.NORMAL)` ends them all. Then
+            the level is that of the last readings, at once.
         """
-        simulated = _level(level)
-        self._simulate(simulated)
-        return Simulation(self, simulated)
+        made = Simulation(self, _level(level))
+        self._simulate(made)
+        return made
 
-    def _simulate(self, level: Level) -> None:
+    def _simulate(self, made: Simulation | None = None, *, ended: Simulation | None = None) -> None:
         now = self._clock()
         with self._lock:
+            if ended is not None:
+                self._simulations.discard(ended)
+            elif made is None or made.level == Level.NORMAL:
+                self._simulations.clear()
+            else:
+                self._simulations.add(made)
             before = self._state.level
-            self._state.simulate(level, now)
+            self._state.simulate(max((one.level for one in self._simulations), default=Level.NORMAL), now)
             after = self._state.level
         if after < before:
             self._waiters.wake(after)
-        with self._round():
-            self._tell()
+        if not self._round(self._tell):
+            self._more = True  # this thread tells it when its callback, or the source, has returned
 
     # ---- waiting ----
 
@@ -350,7 +366,7 @@ class PressureMonitor(Options):
                 left = None if end is None else end - time.monotonic()
                 if threading.get_ident() in self._inside or (left is not None and left <= 0):
                     return False
-                waiter.sleep(self._nap(left, polled=self._runs_elsewhere()))
+                waiter.sleep(self._nap(left, polled=self._polled()))
             return True
         finally:
             self._waiters.remove(waiter)
@@ -364,21 +380,24 @@ class PressureMonitor(Options):
         waiter = TaskWaiter(goal, asyncio.get_running_loop())
         self._waiters.add(waiter)
         try:
-            while not (self.level if self.running else self.poll()) < goal:
+            while not self._relieved(goal, here=True):
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return False
-                await waiter.sleep(self._nap(left, polled=self.running))
+                await waiter.sleep(self._nap(left, polled=self._polled(here=True)))
             return True
         finally:
             self._waiters.remove(waiter)
 
-    def _relieved(self, goal: Level) -> bool:
-        return (self.level if self._runs_elsewhere() else self.poll()) < goal
+    def _relieved(self, goal: Level, *, here: bool = False) -> bool:
+        return (self.level if self._polled(here=here) else self.poll()) < goal
 
-    def _runs_elsewhere(self) -> bool:
+    def _polled(self, *, here: bool = False) -> bool:
+        """Whether a runner polls, in another thread or (`here`) in any, and has polled since it was started."""
+        if not self.running or self._polls == self._polls_before:
+            return False
         runner = self._runner
-        return self.running and runner is not None and runner.elsewhere
+        return runner is not None and (runner.polls if here else runner.elsewhere)
 
     def _nap(self, left: float | None, *, polled: bool) -> float:
         """Return how long a waiter may sleep: until woken where others poll, else until the next poll."""
@@ -397,30 +416,59 @@ class PressureMonitor(Options):
 
     def start(self) -> Self:
         """Poll in a thread from now on; idempotent. In a child of `fork` the thread starts again at the first use."""
-        self._start(lambda: ThreadRunner(self))
+        with self._switching:
+            self._start(lambda: ThreadRunner(self))
+            self._kept = True
         return self
 
     def stop(self) -> None:
-        """Poll no more, and wait for callbacks that run; idempotent. From inside a callback nothing is waited for."""
-        self._lost_thread = False
+        """Poll no more, and wait for callbacks that run; idempotent. From inside a callback or a source nothing is waited for."""
         with self._switching:
-            runner, self._runner = self._runner, None
+            self._holders, self._kept = 0, False
+            runner = self._take_runner()
+        self._end(runner)
+
+    def _take_runner(self) -> ThreadRunner | LoopRunner | None:
+        self._lost_thread = False
+        runner, self._runner = self._runner, None
+        return runner
+
+    def _end(self, runner: ThreadRunner | LoopRunner | None) -> None:
         if runner is not None:
-            runner.stop()
+            runner.stop(0.0 if self._is_inside() else None)
         self._waiters.wake()
 
     def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
         self._lost_thread = False
         with self._switching:
-            if self._runner is not None and self._runner.alive:
-                return
+            if self._runner is not None:
+                if self._runner.alive:
+                    return
+                self._runner.stop(0.0)  # its loop was closed over it
+                self._holders, self._kept = 0, False
+            self._polls_before = self._polls
             self._runner = make()
         self._waiters.wake()
+
+    def _hold(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
+        """Begin a `with`."""
+        with self._switching:
+            self._start(make)
+            self._holders += 1
+
+    def _let_go(self) -> None:
+        """End a `with`: the last one stops what none but a `with` has started."""
+        with self._switching:
+            self._holders = max(0, self._holders - 1)
+            if self._holders or self._kept:
+                return
+            runner = self._take_runner()
+        self._end(runner)
 
     def _restart(self) -> None:
         """Start anew in the child of a fork; at its exit, or without resources, it is polled by who uses it."""
         try:
-            self.start()
+            self._start(lambda: ThreadRunner(self))
         except (OSError, RuntimeError) as error:
             log.warning("a pressure monitor could not start again after a fork: %s", error)
 
@@ -430,12 +478,14 @@ class PressureMonitor(Options):
             runner.wake()
 
     def __enter__(self) -> Self:
-        return self.start()
+        """Poll in a thread until the end of the block; a monitor that ran before it runs on after it."""
+        self._hold(lambda: ThreadRunner(self))
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self._let_go()
 
     async def __aenter__(self) -> Self:
         """Poll in the running event loop, whose thread then runs the callbacks."""
@@ -443,27 +493,22 @@ class PressureMonitor(Options):
 
         loop = asyncio.get_running_loop()
         self._callbacks.bind(loop)
-        self._start(lambda: LoopRunner(self, loop))
+        self._hold(lambda: LoopRunner(self, loop))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self._let_go()
 
     def _next_interval(self) -> float:
         """Return seconds until a started monitor polls again."""
-        if self._interval is not None:
-            return self._interval
-        thresholds = self.thresholds
-        soon = [found for one in self._watched if (found := one.soon(thresholds)) is not None]
-        return next_interval(min(soon, default=None), self._cost, raised=self._state.level > Level.NORMAL)
+        return self._ahead if self._interval is None else self._interval
 
     def _headroom(self) -> float | None:
         """Return the bytes to the next threshold of the source that is nearest to one; None if none has any."""
-        thresholds = self.thresholds
         with self._lock:
-            rooms = [found for one in self._watched if (found := one.headroom(thresholds)) is not None]
+            rooms = [found for one in self._watched if (found := one.headroom(self._good)) is not None]
         return min(rooms, default=None)
 
     def _is_inside(self) -> bool:
@@ -491,6 +536,7 @@ class PressureMonitor(Options):
         self._locks()
         if inside:
             self._inside.add(me)
+        self._muted.after_fork()
         self._callbacks.after_fork()
         self._waiters.after_fork()
         runner, self._runner = self._runner, None

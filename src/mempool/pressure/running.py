@@ -14,6 +14,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mempool.pressure import events
 from mempool.pressure.events import Events
 from mempool.pressure.growth import AGAIN, GrowthWatch
 
@@ -27,6 +28,7 @@ __all__ = ["LoopRunner", "ThreadRunner", "watch_forks"]
 log = logging.getLogger("mempool.pressure")
 
 _GRACE = 1.0  # seconds that the end of the interpreter waits for a callback
+_AFTER_ERROR = 1.0  # seconds from a poll that failed to the next, where no interval is given
 
 
 def log_new(error: BaseException, last: str) -> str:
@@ -46,6 +48,7 @@ class ThreadRunner:
         self._last = ""
         self._events = Events(monitor._watched)
         self._growth = GrowthWatch(self, monitor._is_inside)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
         try:
             self._thread.start()
@@ -60,6 +63,11 @@ class ThreadRunner:
         return not self._quit
 
     @property
+    def polls(self) -> bool:
+        """Whether nothing keeps it from polling."""
+        return not self._quit
+
+    @property
     def elsewhere(self) -> bool:
         """Whether it polls while this thread sleeps."""
         return not self._quit and threading.current_thread() is not self._thread
@@ -67,12 +75,20 @@ class ThreadRunner:
     def _run(self) -> None:
         try:
             while not self._quit:
-                if self._events.wait(self._poll()):
-                    self._monitor._count_event()
+                self._turn()
         finally:
             self._quit = True
             self._growth.close()
             self._events.close()
+
+    def _turn(self) -> None:
+        try:
+            seconds = self._poll()
+            if not self._quit and self._events.wait(seconds):  # a callback that forked returns in the child as well
+                self._monitor._count_event()
+        except BaseException as error:  # nobody else would poll
+            self._last = log_new(error, self._last)
+            self._ended.wait(_AFTER_ERROR)
 
     def _poll(self) -> float:
         """Return the seconds to the next poll."""
@@ -80,11 +96,12 @@ class ThreadRunner:
         try:
             self._monitor.poll()
             self._growth.arm(self._monitor._headroom())
-        except BaseException as error:  # SystemExit of a callback too: nobody else would poll
+            seconds = self._monitor._next_interval()
+        except BaseException as error:  # SystemExit of a callback too
             self._last = log_new(error, self._last)
+            seconds = self._monitor.interval or _AFTER_ERROR
         finally:
             self._growth.end(waiting)
-        seconds = self._monitor._next_interval()
         return min(seconds, AGAIN) if grew else seconds
 
     def wake(self) -> None:
@@ -99,6 +116,8 @@ class ThreadRunner:
         """End the thread, and wait until it has; from inside it only the former."""
         self._quit = True
         self._growth.close()
+        self._events.retire()
+        self._ended.set()
         self._events.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
@@ -119,6 +138,7 @@ class LoopRunner:
         self._monitor, self._loop = monitor, loop
         self._thread = threading.get_ident()
         self._quit = False
+        self._turning = threading.Lock()  # held while it polls
         self._last = ""
         self._timer: asyncio.TimerHandle | None = None
         self._events = Events(monitor._watched)
@@ -137,35 +157,43 @@ class LoopRunner:
         return not self._quit and not self._loop.is_closed()
 
     @property
+    def polls(self) -> bool:
+        """Whether nothing keeps it from polling; the loop may stand."""
+        return not self._quit and self._loop.is_running()
+
+    @property
     def elsewhere(self) -> bool:
         """Whether it polls while this thread sleeps."""
-        return self.alive and threading.get_ident() != self._thread
+        return self.polls and threading.get_ident() != self._thread
 
     def _turn(self) -> None:
-        if self._quit:
-            return
-        self._events.calm()
-        self._poll()
+        with self._turning:
+            if not self._quit:
+                self._poll()
 
     def _event(self) -> None:
-        if self._events.take() and not self._quit:
-            self._monitor._count_event()
-            self._poll()
+        with self._turning:
+            if not self._quit and self._events.take():
+                self._monitor._count_event()
+                self._poll()
 
     def _poll(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         waiting, grew = self._growth.begin()
+        seconds = self._monitor.interval or _AFTER_ERROR
         try:
+            self._events.calm()
             self._monitor.poll()
             self._growth.arm(self._monitor._headroom())
+            seconds = self._monitor._next_interval()
         except Exception as error:
             self._last = log_new(error, self._last)
         finally:
             self._growth.end(waiting)
             if not self._quit:
-                seconds = self._monitor._next_interval()
-                self._timer = self._loop.call_later(min(seconds, AGAIN) if grew else seconds, self._turn)
+                seconds = self._events.nap(min(seconds, AGAIN) if grew else seconds)
+                self._timer = self._loop.call_later(seconds, self._turn)
 
     def wake(self) -> None:
         """Poll soon."""
@@ -180,14 +208,19 @@ class LoopRunner:
         return True
 
     def stop(self, timeout: float | None = None) -> None:
-        """Poll no more; from any thread."""
+        """Poll no more, and wait for a poll that another thread is in."""
         self._quit = True
         self._growth.close()
+        self._events.retire()
         if threading.get_ident() == self._thread or self._loop.is_closed():
             self._end()
             return
-        with suppress(RuntimeError):  # closed meanwhile
+        try:
             self._loop.call_soon_threadsafe(self._end)
+        except RuntimeError:  # closed meanwhile
+            self._end()
+        if self._turning.acquire(timeout=-1 if timeout is None else timeout):
+            self._turning.release()
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -217,6 +250,7 @@ def watch_forks(monitor: "PressureMonitor") -> None:
 
 
 def _after_fork() -> None:
+    events.after_fork()
     for monitor in list(_monitors):
         monitor._after_fork()
 

@@ -120,6 +120,10 @@ class State:
         """Callbacks freed memory, down to this level: what enters a higher one is a new rise."""
         self._answered = min(self._answered, level)
 
+    def missed(self, event: PressureEvent) -> None:
+        """Tell it again: some callbacks were not told of it."""
+        self._told, self._answered = event.previous, min(self._answered, event.previous)
+
     # ---- what is shown ----
 
     @property

@@ -1,5 +1,6 @@
 """One source as a monitor sees it: its last reading or why there is none, its latch, its trend."""
 
+import errno
 import logging
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from mempool.units import shown
 __all__ = ["SourceStatus", "Watched", "as_source"]
 
 _MOST = 1 << 64
+_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 log = logging.getLogger("mempool.pressure")
 
@@ -28,7 +30,8 @@ class SourceStatus:
     watched : bool
         Whether its last reading took part in the level.
     why : str
-        Why not; empty if it does.
+        Why not; empty if it does. Where the program is out of descriptors or memory, `used` and `level` are those of the reading
+        before.
     events : str
         ``"watched"``, or why the source cannot wake the monitor.
     used, limit : int or None
@@ -87,8 +90,15 @@ def text_of(error: BaseException) -> str:
         return f"no text ({type(broken).__name__})"
 
 
+def _is_want(error: BaseException) -> bool:
+    """Whether it says that the program is out of descriptors or memory, and nothing of the source."""
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+        return True
+    return isinstance(error, OSError) and error.errno in _WANT
+
+
 class Watched:
-    """One source, and what is known of it."""
+    """One source, and what is known of it. Who reads, judges or shows it holds its monitor's lock, except in `read`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -99,32 +109,44 @@ class Watched:
         self.events = "not started" if isinstance(source, EventSource) else "has none"
         self.figure: float | None = None
         self.reads = self.errors = 0
-        self._odd = False
+        self._odd = self._wanting = False
 
-    def read(self, now: float) -> None:
-        """Read it; a failure is kept as the reason why it is not watched."""
-        self.reads += 1
+    def read(self) -> Reading | Exception:
+        """Ask it, changing nothing that others read; the error if it failed."""
         try:
-            self.reading = checked(self.source.read())
+            return checked(self.source.read())
         except Exception as error:
-            self._failed(error)
-            return
-        self.why = ""
-        if self.reading.used is not None:
-            self.trend.add(now, self.reading.used)
+            self._log(error)
+            return error
 
-    def _failed(self, error: Exception) -> None:
-        """Show it; what went away while it was watched, or breaks a source's contract, is logged too."""
-        gone, odd = self.reading is not None, not isinstance(error, OSError | ValueError)
-        self.errors += 1
-        self.reading, self.figure = None, None
-        self.why = f"{type(error).__name__}: {text_of(error)}"
-        self.trend.clear()
-        if odd and not self._odd:
+    def take(self, now: float, answer: Reading | Exception) -> None:
+        """Take in what `read` gave; a failure is kept as the reason why it is not watched.
+
+        Where the program is out of descriptors or memory, the last reading stands: that nothing can be read is no relief.
+        """
+        self.reads += 1
+        if isinstance(answer, Exception):
+            self.errors += 1
+            self.why = f"{type(answer).__name__}: {text_of(answer)}"
+            if self.reading is None or not _is_want(answer):
+                self.reading, self.figure = None, None
+                self.trend.clear()
+            return
+        self.reading, self.why, self._wanting = answer, "", False
+        if answer.used is not None:
+            self.trend.add(now, answer.used)
+
+    def _log(self, error: Exception) -> None:
+        """Log what went away while it was watched, or breaks a source's contract."""
+        if _is_want(error):
+            if not self._wanting:
+                self._wanting = True
+                log.warning("pressure source %s cannot be read now, and stays at its level: %s", self.name, text_of(error))
+        elif not isinstance(error, OSError | ValueError) and not self._odd:
             self._odd = True
             log.error("pressure source %s raised; later errors of it are only counted", self.name, exc_info=error)
-        elif gone:
-            log.warning("pressure source %s can no longer be read: %s", self.name, self.why)
+        elif self.reading is not None:
+            log.warning("pressure source %s can no longer be read: %s", self.name, f"{type(error).__name__}: {text_of(error)}")
 
     def verdict(self, thresholds: Thresholds, hysteresis: float) -> Verdict:
         """Judge the last reading; what could not be read says nothing."""
