@@ -215,6 +215,7 @@ class Registration:
     def _called(self) -> None:
         self.calls += 1
         self._sums.add(calls=1)
+
     def _is_muted(self) -> bool:
         owner = self._owner()
         if owner is None or not owner.muted:

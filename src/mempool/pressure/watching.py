@@ -141,12 +141,16 @@ class Watched:
         if _is_want(error):
             if not self._wanting:
                 self._wanting = True
-                log.warning("pressure source %s cannot be read now, and stays at its level: %s", self.name, text_of(error))
+                log.warning(
+                    "pressure source %s cannot be read now, and stays at its level: %s", self.name, text_of(error)
+                )
         elif not isinstance(error, OSError | ValueError) and not self._odd:
             self._odd = True
             log.error("pressure source %s raised; later errors of it are only counted", self.name, exc_info=error)
         elif self.reading is not None:
-            log.warning("pressure source %s can no longer be read: %s", self.name, f"{type(error).__name__}: {text_of(error)}")
+            log.warning(
+                "pressure source %s can no longer be read: %s", self.name, f"{type(error).__name__}: {text_of(error)}"
+            )
 
     def verdict(self, thresholds: Thresholds, hysteresis: float) -> Verdict:
         """Judge the last reading; what could not be read says nothing."""
