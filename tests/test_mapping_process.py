@@ -34,12 +34,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.npy"
 
 
+@pytest.fixture(autouse=True)
+def accounts_of_both_kinds(tmp_path: Path) -> None:
+    """They are made with the first array of their kind."""
+    mempool.create_array(tmp_path / "first.npy", 1, "u1").close()
+    mempool.anonymous_array(1, "u1").close()
+
+
 @pytest.fixture
 def limits() -> Iterator[Callable[[str | None, int], None]]:
     """Limit the root or one of the shared accounts to so much more than it holds."""
     limited = []
 
     def limit(name: str | None, more: int) -> None:
+        gc.collect()  # what others left would make room when the limit is met
         limited.append(root_account() if name is None else account(name))
         limited[-1].limit = limited[-1].used + more
 
