@@ -66,6 +66,7 @@ def test_figures_of_this_process() -> None:
 
 
 @linux
+@pytest.mark.nosan  # whose allocator keeps what is freed
 def test_the_peak_is_not_inherited(run_python: Callable[..., object]) -> None:
     """As that of getrusage is."""
     code = """

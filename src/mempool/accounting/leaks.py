@@ -347,9 +347,11 @@ class _Run:
         least = max(floor, known * _UNEXPLAINED)
         rates = []
         for values in rounds:
+            if not values:  # where this is not to be known
+                return 0.0
             times = self._plan.times(len(values))
             rest = [round(value - known * time) for value, time in zip(values, times, strict=True)]
-            if not rest or not grows(self._plan, rest, least):
+            if not grows(self._plan, rest, least):
                 return 0.0
             slope, error = slope_and_error(self._plan, rest)
             if slope < 3 * error:
