@@ -36,7 +36,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def accounts_of_both_kinds(tmp_path: Path) -> None:
-    """They are made with the first array of their kind."""
+    """They are made with the first array of their kind. And nothing of other tests makes room when a limit is met."""
+    mempool.cleanup("aggressive")
     mempool.create_array(tmp_path / "first.npy", 1, "u1").close()
     mempool.anonymous_array(1, "u1").close()
 
@@ -47,7 +48,6 @@ def limits() -> Iterator[Callable[[str | None, int], None]]:
     limited = []
 
     def limit(name: str | None, more: int) -> None:
-        gc.collect()  # what others left would make room when the limit is met
         limited.append(root_account() if name is None else account(name))
         limited[-1].limit = limited[-1].used + more
 
