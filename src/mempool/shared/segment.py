@@ -118,7 +118,12 @@ def _create(nbytes: int, account: Account) -> _SharedMemory:
     try:
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        except PermissionError:  # a fork just before: parent and child seal the same file, and one of them comes second
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != seals:
+                raise
         return _SharedMemory(fd, nbytes, account)
     except BaseException as error:
         os.close(fd)
