@@ -1,5 +1,6 @@
 """The programs in `examples/` run as their own texts say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import mempool
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ENVIRONMENT = {"PYTHONPATH": str(Path(mempool.__file__).resolve().parent.parent), "PATH": ""}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mempool.__file__).resolve().parent.parent)}
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are not here")
 
