@@ -76,7 +76,7 @@ cdef class Contents:
     cdef object account        # charged for the table's own memory
     cdef object pins
     cdef uint64_t charged
-    cdef uint64_t hits, misses, insertions, listener_errors
+    cdef uint64_t hits, misses, insertions, rejections, listener_errors
     cdef uint64_t left[CAUSES]
     cdef object __weakref__
 
@@ -85,7 +85,10 @@ cdef class Contents:
         cdef double said
         if self.clock is None:
             return table_clock()
-        said = self.clock()
+        told = self.clock()
+        if not isinstance(told, (int, float)):
+            raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
+        said = told
         if said != said:
             raise ValueError("the clock of a cache said nan")
         return said
