@@ -9,7 +9,7 @@ that is over, or whose key was invalidated, is equal to nothing but itself: that
 removed from the dict without a call of foreign code.
 
 What is invalidated or written during a load is not overwritten by it: the cache tells `forget` first and changes its table then, and
-the table looks at the load's `stale` in the same step in which it would insert.
+the table looks at the load's claim in the same step in which it would insert.
 """
 
 import os
@@ -20,7 +20,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from mempool.cache._policies import MISSING
+from mempool.cache._policies import MISSING, Claim
 from mempool.cache.waiting import (
     RETRY,
     Outcome,
@@ -59,7 +59,7 @@ class Table(Protocol):
         """Return the value or MISSING, as `_find` does, but count nothing."""
 
     def _keep(self, load: "Load", value: Any) -> bool:
-        """Put what was loaded, unless the load is stale, or the key is there and this is no refreshing; whether it was.
+        """Put what was loaded, if the load's claim lets it; whether it was.
 
         A value that the cache refuses ("too large", `CacheFull`) is counted, not raised.
         """
@@ -71,13 +71,13 @@ class Table(Protocol):
 class Load:
     """One load: by its hash and equality also the name under which it is found."""
 
-    __slots__ = ("_hash", "alone", "gone", "key", "options", "outcome", "refreshing", "scope", "stale", "waiters")
+    __slots__ = ("_hash", "alone", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
 
     def __init__(self, key: Any, options: Options, *, refreshing: bool = False, loop: Any = None) -> None:
         self._hash = hash(key)
-        self.key, self.options, self.refreshing = key, options, refreshing
+        self.key, self.options, self.claim = key, options, Claim(refreshing)
         self.scope = Scope(loop)
-        self.alone = self.gone = self.stale = False
+        self.alone = self.gone = False
         self.outcome: Outcome | None = None
         self.waiters: dict[Any, None] = {}
 
@@ -226,7 +226,7 @@ class Loads:
     # ---- what became of keys meanwhile ----
 
     def _drop(self, load: Load) -> None:
-        load.stale = True
+        load.claim.lapse()
         self._hide(load)
 
     def forget(self, key: Any) -> None:
@@ -261,7 +261,7 @@ class Loads:
 
 def _seen(table: Table, mine: Load) -> Any:
     """Look once more: another load may have ended between the first look and the beginning of this one."""
-    return MISSING if mine.refreshing else table._look(mine.key, mine.options.version)
+    return MISSING if mine.claim.replaces else table._look(mine.key, mine.options.version)
 
 
 def _plain(loader: Loader, value: Any) -> Any:
