@@ -4,12 +4,12 @@
     missing -> nobody loads it  -> lead: look again, loader(key), keep -----> value, exception
             -> somebody loads it -> wait; (circle: lead a load of one's own) -> value, the same exception, or begin again
 
-`Loads.active` maps each load to itself: a load compares as its key (and version), so the first `setdefault` decides who leads. A load
-that is over, or whose key was invalidated, is equal to nothing but itself: that one store takes it out of everybody's sight, and it is
-removed from the dict without a call of foreign code.
+`Loads.active` maps each load to itself: a load compares as its key (and version), so the first `setdefault` decides who leads.
+A load that is over, or whose key was invalidated, is equal to nothing but itself: that one store takes it out of everybody's
+sight, and it is removed from the dict without a call of foreign code.
 
-What is invalidated or written during a load is not overwritten by it: the cache tells `forget` first and changes its table then, and
-the table looks at the load's claim in the same step in which it would insert.
+What is invalidated or written during a load is not overwritten by it: the cache tells `forget` first and changes its table
+then, and the table looks at the load's claim in the same step in which it would insert.
 """
 
 import os
@@ -31,9 +31,10 @@ from mempool.cache.waiting import (
     sleep_in_thread,
 )
 
-__all__ = ["NO_OPTIONS", "Load", "Loads", "Options", "Table", "is_async"]
+__all__ = ["NO_OPTIONS", "Keeper", "Load", "Loader", "Loads", "Maker", "Options", "is_async"]
 
 Loader = Callable[[Any], Any]
+Maker = Callable[[], Any]
 
 
 class Options:
@@ -52,7 +53,7 @@ class Options:
         self.tags = (tags,) if isinstance(tags, str) else tuple(tags)
 
 
-class Table(Protocol):
+class Keeper(Protocol):
     """What loads need of a cache."""
 
     def _look(self, key: Any, version: Any) -> Any:
@@ -131,28 +132,28 @@ class Loads:
 
     # ---- loading ----
 
-    def load(self, table: Table, key: Any, loader: Loader, options: Options = NO_OPTIONS) -> Any:
-        """Return the value of a key that was not found: from the loader, or from the load that goes on."""
+    def load(self, table: Keeper, key: Any, make: Maker, options: Options = NO_OPTIONS) -> Any:
+        """Return the value of a key that was not found: made now, or from the load that goes on."""
         mine, found, outcome = Load(key, options), None, RETRY
         try:
             while outcome is RETRY:
                 found = self.begin(mine)
                 if found is mine:
-                    return self.lead(table, mine, loader)
+                    return self.lead(table, mine, make)
                 outcome = found.outcome or sleep_in_thread(found) or self._go_alone(mine)
             return outcome.result()
         finally:
             self.end(mine)
             del mine, found, outcome  # an exception names this frame
 
-    async def load_async(self, table: Table, key: Any, loader: Loader, options: Options = NO_OPTIONS) -> Any:
-        """Do as `load`, as a task, with a loader that is awaited."""
+    async def load_async(self, table: Keeper, key: Any, make: Maker, options: Options = NO_OPTIONS) -> Any:
+        """Do as `load`, as a task, with what is awaited."""
         mine, found, outcome = Load(key, options, loop=running_loop()), None, RETRY
         try:
             while outcome is RETRY:
                 found = self.begin(mine)
                 if found is mine:
-                    return await self.lead_async(table, mine, loader)
+                    return await self.lead_async(table, mine, make)
                 outcome = found.outcome or await sleep_in_task(found) or self._go_alone(mine)
             return outcome.result()
         finally:
@@ -165,13 +166,13 @@ class Loads:
             self._begin_afresh()
         return self.active.setdefault(mine, mine)
 
-    def lead(self, table: Table, mine: Load, loader: Loader) -> Any:
+    def lead(self, table: Keeper, mine: Load, make: Maker) -> Any:
         """Load and keep."""
         try:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = _plain(loader, loader(mine.key))
+                    value = _plain(make())
                     self.loaded += 1
                     table._keep(mine, value)
             mine.outcome = Outcome(value)
@@ -183,13 +184,13 @@ class Loads:
         finally:
             del mine
 
-    async def lead_async(self, table: Table, mine: Load, loader: Loader) -> Any:
-        """Do as `lead`, with a loader that is awaited."""
+    async def lead_async(self, table: Keeper, mine: Load, make: Maker) -> Any:
+        """Do as `lead`, with what is awaited."""
         try:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = await loader(mine.key)
+                    value = await make()
                     self.loaded += 1
                     table._keep(mine, value)
             mine.outcome = Outcome(value)
@@ -210,7 +211,7 @@ class Loads:
             waiter.wake()
 
     def _go_alone(self, mine: Load) -> Outcome:
-        """Waiting would never end: load beside the one that goes on."""
+        """Load beside the load that goes on, for to wait would never end."""
         mine.alone = True
         return RETRY
 
@@ -259,20 +260,18 @@ class Loads:
                 self._drop(load)
 
 
-def _seen(table: Table, mine: Load) -> Any:
+def _seen(table: Keeper, mine: Load) -> Any:
     """Look once more: another load may have ended between the first look and the beginning of this one."""
     return MISSING if mine.claim.replaces else table._look(mine.key, mine.options.version)
 
 
-def _plain(loader: Loader, value: Any) -> Any:
-    """What a plain loader returned; an awaitable is refused: nobody would await it, and it can be awaited once only."""
+def _plain(value: Any) -> Any:
+    """Return what a plain loader made; an awaitable is refused: nobody would await it, and it can be awaited once only."""
     if not isinstance(value, Awaitable):
         return value
     if isinstance(value, Coroutine):
         value.close()
-    raise TypeError(f"the loader {loader!r} is not a coroutine function, but returned an awaitable: {type(value).__name__}")
-
-
+    raise TypeError(f"a loader that is no coroutine function returned an awaitable: {type(value).__name__}")
 
 
 # ---- which loaders are awaited ----
@@ -313,6 +312,4 @@ def _is_marked(loader: Loader) -> bool:
 
     asyncio = sys.modules.get("asyncio")
     mark = asyncio and getattr(asyncio.coroutines, "_is_coroutine", None)
-    return inspect.iscoroutinefunction(loader) or (
-        mark is not None and getattr(loader, "_is_coroutine", None) is mark
-    )
+    return inspect.iscoroutinefunction(loader) or (mark is not None and getattr(loader, "_is_coroutine", None) is mark)

@@ -1,6 +1,7 @@
 """What makes a cache read through to a loader: `get_or_load` beyond a hit, which is compiled."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mempool.cache._policies import MISSING, Table
@@ -14,7 +15,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class ReadThrough(Generic[K, V]):
+class ReadThrough(Table, Generic[K, V]):
     """Loads, refreshing and what a cache keeps of it."""
 
     _loads: Loads
@@ -47,11 +48,8 @@ class ReadThrough(Generic[K, V]):
             version: Any = None,
             refresh_ahead: float | None = None,
         ) -> V: ...
-        def get_or_load(self, key: K, loader: Loader, **options: Any) -> Any: ...
-
-        def _watch(self, loads: Loads, loading: dict[Any, Any]) -> None: ...
-        def _find(self, key: Any, version: Any = None) -> Any: ...
-        def _put(self, key: Any, value: Any, **options: Any) -> bool: ...
+        def get_or_load(self, key: K, loader: Loader, **options: Any) -> Any:
+            """Return the value of a key, loaded if need be."""
 
     def _begin_loads(self) -> None:
         """Set up, once."""
@@ -61,7 +59,7 @@ class ReadThrough(Generic[K, V]):
 
     def _load(self, key: Any, loader: Loader, ttl: Any, priority: int, tags: Iterable[Hashable]) -> Any:
         """Have a plain loader load what was not found."""
-        return self._loads.load(self, key, loader, Options(ttl, priority, tags))
+        return self._loads.load(self, key, partial(loader, key), Options(ttl, priority, tags))
 
     def _load_through(
         self,
@@ -80,7 +78,7 @@ class ReadThrough(Generic[K, V]):
         found = self._find(key, version)
         if found is MISSING:
             begin = self._loads.load_async if awaited else self._loads.load
-            return begin(self, key, loader, Options(ttl, priority, tags, version))
+            return begin(self, key, partial(loader, key), Options(ttl, priority, tags, version))
         if refresh_ahead is not None:
             self._refresher.look(self, key, loader, Options(ttl, priority, tags, version), refresh_ahead, awaited)
         return _ready(found) if awaited else found
@@ -91,9 +89,11 @@ class ReadThrough(Generic[K, V]):
         return MISSING if peeked is MISSING else peeked[0]
 
     def _find(self, key: Any, version: Any = None) -> Any:
+        """Look; a hit or a miss is counted."""
         return Table.get(self, key, MISSING)
 
     def _put(self, key: Any, value: Any, *, ttl: Any, priority: int, tags: Any, version: Any, replace: Any) -> bool:
+        """Put an entry."""
         return self._insert(key, value, ttl, priority, None, replace)
 
     def _keep(self, load: Load, value: Any) -> bool:

@@ -3,21 +3,21 @@
     written ----------------- refresh_ahead * ttl ------------- ttl
        |  a hit returns the value  |  a hit also begins one load  |  a miss: waits for that load, or begins one
 
-A plain loader runs in one of a few threads, which exist while there is something to do; a coroutine function in a task of the loop that
-runs. What waits for a thread is not a load yet: so nobody waits for what nobody runs.
+A plain loader runs in one of a few threads, which exist while there is something to do; a coroutine function in a task of the
+loop that runs. What waits for a thread is not a load yet: so nobody waits for what nobody runs.
 """
 
 import os
 from collections import deque
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import copy_context
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from mempool.cache.loading import Load, Loader, Loads, Options, Table
+from mempool.cache.loading import Keeper, Load, Loader, Loads, Options
 from mempool.cache.records import log
 from mempool.cache.waiting import running_loop, step_out
-from mempool.units import shown
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,9 +30,9 @@ THREADS = 4
 def check_fraction(refresh_ahead: Any) -> float:
     """Return the fraction of the ttl after which a hit begins a load; ValueError for what is none."""
     if isinstance(refresh_ahead, bool) or not isinstance(refresh_ahead, (int, float)):
-        raise TypeError(f"refresh_ahead must be a fraction of the ttl, not {shown(refresh_ahead)}")
+        raise TypeError(f"refresh_ahead must be a fraction of the ttl, not {type(refresh_ahead).__name__}")
     if not 0 <= refresh_ahead <= 1:
-        raise ValueError(f"refresh_ahead must be between 0 and 1, got {shown(refresh_ahead)}")
+        raise ValueError(f"refresh_ahead must be between 0 and 1, got {refresh_ahead!r}")
     return refresh_ahead
 
 
@@ -41,7 +41,7 @@ class _Job:
 
     __slots__ = ("_context", "_loader", "_refresher", "_table", "_wanted")
 
-    def __init__(self, refresher: "Refresher", table: Table, wanted: "_Wanted", loader: Loader) -> None:
+    def __init__(self, refresher: "Refresher", table: Keeper, wanted: "_Wanted", loader: Loader) -> None:
         self._refresher, self._table, self._wanted, self._loader = refresher, table, wanted, loader
         self._context = copy_context()
 
@@ -105,7 +105,9 @@ class _Wanted(Load):
 
     __slots__ = ("fraction",)
 
-    def is_due(self, table: Table) -> bool:
+    fraction: float
+
+    def is_due(self, table: Keeper) -> bool:
         age = table._age(self.key)
         return age is not None and age[0] >= self.fraction * age[1]
 
@@ -122,15 +124,18 @@ class Refresher:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failures = 0
 
-    def look(self, table: Table, key: Any, loader: Loader, options: Options, fraction: float, awaited: bool) -> None:
+    def look(self, table: Keeper, key: Any, loader: Loader, options: Options, fraction: float, awaited: bool) -> None:
         """Begin a load in the background if the entry of this key is old enough and nobody loads it."""
-        wanted = _Wanted(key, options)
+        wanted = _Wanted(key, options, loop=running_loop() if awaited else None)
         wanted.fraction = check_fraction(fraction)
         if not wanted.is_due(table) or wanted in self._loads.active:
             return
         if self._process != os.getpid():  # what was wanted, the parent does
             self._process, self._wanted = os.getpid(), {}
-        if self._wanted.setdefault(wanted, wanted) is not wanted:
+        other = self._wanted.setdefault(wanted, wanted)
+        if other is not wanted:
+            if other.scope.loop is not None and other.scope.loop.is_closed():  # its task never ran
+                self._begun(other)
             return
         try:
             self._start(table, wanted, loader, awaited)
@@ -138,7 +143,7 @@ class Refresher:
             self._begun(wanted)
             self._failed(error)
 
-    def _start(self, table: Table, wanted: _Wanted, loader: Loader, awaited: bool) -> None:
+    def _start(self, table: Keeper, wanted: _Wanted, loader: Loader, awaited: bool) -> None:
         if not awaited:
             _threads.submit(_Job(self, table, wanted, loader))
             return
@@ -147,13 +152,17 @@ class Refresher:
             raise RuntimeError("a coroutine function refreshes in asyncio only")
         task = loop.create_task(self.reload_async(table, wanted, loader))
         self._tasks.add(task)  # a loop holds its tasks weakly
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._done(task, wanted))
 
-    def _begun(self, wanted: _Wanted) -> None:
+    def _done(self, task: "asyncio.Task[None]", wanted: _Wanted) -> None:
+        self._tasks.discard(task)
+        self._begun(wanted)  # one that was cancelled before it ran
+
+    def _begun(self, wanted: Load) -> None:
         wanted.gone = True  # equal to nothing but itself: no foreign code runs to find it
         self._wanted.pop(wanted, None)
 
-    def reload(self, table: Table, wanted: _Wanted, loader: Loader) -> None:
+    def reload(self, table: Keeper, wanted: _Wanted, loader: Loader) -> None:
         """Load, in a thread of its own, unless somebody does, or the entry has become new, or is gone."""
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True)
@@ -161,13 +170,13 @@ class Refresher:
             begins = self._loads.begin(mine) is mine
             self._begun(wanted)
             if begins and wanted.is_due(table):
-                self._loads.lead(table, mine, loader)
+                self._loads.lead(table, mine, partial(loader, mine.key))
         except Exception as error:
             self._failed(error)
         finally:
             self._loads.end(mine)
 
-    async def reload_async(self, table: Table, wanted: _Wanted, loader: Loader) -> None:
+    async def reload_async(self, table: Keeper, wanted: _Wanted, loader: Loader) -> None:
         """Do so in a task."""
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True, loop=running_loop())
@@ -175,11 +184,10 @@ class Refresher:
             begins = self._loads.begin(mine) is mine
             self._begun(wanted)
             if begins and wanted.is_due(table):
-                await self._loads.lead_async(table, mine, loader)
+                await self._loads.lead_async(table, mine, partial(loader, mine.key))
         except Exception as error:
             self._failed(error)
         finally:
-            self._begun(wanted)
             self._loads.end(mine)
 
     def _failed(self, error: Exception) -> None:

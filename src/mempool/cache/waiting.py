@@ -3,14 +3,14 @@
     load --scope--> whose thread, whose loop       what code inside a load waits for --waits--> other loads
 
 A *scope* is what a load is to others. Code that runs inside a load, in its thread, in tasks that it started or in
-`asyncio.to_thread`, knows the scopes around it by a context variable; what such code waits for is an edge from each of these scopes to
-the load waited for. A thread that sleeps stops its event loop too: an edge from each load of that loop. Who would close a circle does
-not wait.
+`asyncio.to_thread`, knows the scopes around it by a context variable; what such code waits for is an edge from each of these
+scopes to the load waited for. A thread that sleeps stops its event loop too: an edge from each load of that loop. Who would
+close a circle does not wait.
 
 There is no lock: whoever begins to wait first writes down what he waits for, then looks (at the outcome, and for a circle), and
-whoever ends a load first writes down its outcome, then looks who waits. So one of both sees the other; of two that close a circle at
-once both may see it, which costs a second load and hangs nobody. A lock was rejected: finalisers and signal handlers, which may load,
-run between any two steps of who holds it.
+whoever ends a load first writes down its outcome, then looks who waits. So one of both sees the other; of two that close a
+circle at once both may see it, which costs a second load and hangs nobody. A lock was rejected: finalisers and signal handlers,
+which may load, run between any two steps of who holds it.
 """
 
 import os
@@ -24,7 +24,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["RETRY", "Outcome", "Scope", "Waitable", "inside", "running_loop", "sleep_in_task", "sleep_in_thread", "step_out"]
+__all__ = [
+    "RETRY",
+    "Outcome",
+    "Scope",
+    "Waitable",
+    "inside",
+    "running_loop",
+    "sleep_in_task",
+    "sleep_in_thread",
+    "step_out",
+]
 
 
 class Outcome:
@@ -146,14 +156,14 @@ def step_out() -> None:
 
 
 def _around() -> tuple[Scope, ...]:
-    """The loads around what runs here. A task that a load left behind is in none any more."""
+    """Name the loads around what runs here. A task that a load left behind is in none any more."""
     return tuple([scope for scope in _scopes.get() if not scope.over])
 
 
 def running_loop() -> "asyncio.AbstractEventLoop | None":
-    """The event loop that runs in this thread; where nobody imported asyncio there is none."""
+    """Return the event loop that runs in this thread; where nobody imported asyncio there is none."""
     asyncio = sys.modules.get("asyncio")
-    return asyncio._get_running_loop() if asyncio is not None else None  # type: ignore[no-any-return]
+    return asyncio._get_running_loop() if asyncio is not None else None
 
 
 def _never_ends(load: Waitable, scopes: tuple[Scope, ...], loop: "asyncio.AbstractEventLoop | None") -> bool:
