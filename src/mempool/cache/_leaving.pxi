@@ -24,6 +24,7 @@ cdef struct Fresh:         # what is to be put; the objects are borrowed
     PyObject *key
     PyObject *value
     PyObject *note
+    PyObject *claim        # of the load that it comes from, or NULL
     uint64_t size
     double now
     double lifetime
@@ -75,6 +76,8 @@ cdef class Contents:
     cdef object listener
     cdef object account        # charged for the table's own memory
     cdef object pins
+    cdef object loads          # told of keys that are written or removed while some are loaded
+    cdef dict loading          # its loads that go on
     cdef uint64_t charged
     cdef uint64_t hits, misses, insertions, rejections, listener_errors
     cdef uint64_t left[CAUSES]

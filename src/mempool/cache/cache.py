@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import TypeVar
 
 from mempool._core import Account
-from mempool.cache._policies import Table, walk
+from mempool.cache._policies import walk
 from mempool.cache.policies import DEFAULT, POLICIES
+from mempool.cache.read_through import ReadThrough
 from mempool.cache.records import Cause
 from mempool.units import parse_size, shown
 
@@ -22,7 +23,7 @@ _UNBOUNDED = 1 << 63
 _caches = Account("caches")
 
 
-class Cache(Table, MutableMapping[K, V]):
+class Cache(ReadThrough[K, V], MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare."""
 
     def __init__(
@@ -60,6 +61,7 @@ class Cache(Table, MutableMapping[K, V]):
             chosen.fixing,
             chosen.soonest,
         )
+        self._begin_loads()
 
     def __missing__(self, key: K) -> V:
         raise KeyError(key)
