@@ -12,7 +12,8 @@ cdef class Note:
     """What one entry carries."""
 
     cdef readonly object key, version, tags
-    cdef tuple ties   # weak references to `Tagged`
+    cdef readonly bint placed   # with an entry, which will say when it goes
+    cdef object ties            # weak references to `Tagged`
 
     def __init__(self, key, version, tags):
         self.key, self.version, self.tags = key, version, tags
@@ -30,6 +31,11 @@ cdef class Note:
             tagged = reference()
             if tagged is not None:
                 (<Tagged>tagged).lose(self)
+
+
+cdef inline void note_placed(PyObject *note) noexcept:
+    if type(<object>note) is Note:
+        (<Note><object>note).placed = True
 
 
 cdef inline int same_version(PyObject *note, version) noexcept:

@@ -427,6 +427,7 @@ cdef class Table(Contents):
         extra.note = fresh.note
         if fresh.note is not NULL:
             keep_alive(fresh.note)
+            note_placed(fresh.note)
         extra.level, extra.untracked, extra.lifetime = fresh.level, fresh.untracked, fresh.lifetime
         if fresh.lifetime != INFINITY or extra.place:
             heap_set(&self.store, slot, fresh.now + fresh.lifetime)

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from functools import partial
+from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -123,11 +124,12 @@ if hasattr(os, "register_at_fork"):
 class Loads:
     """The loads of one cache, which each call names: so cache and loads are no circle, and go together at once."""
 
-    __slots__ = ("_generation", "active", "failed", "loaded")
+    __slots__ = ("_generation", "active", "failed", "loaded", "seconds")
 
     def __init__(self) -> None:
         self.active: dict[Load, Load] = {}
         self.loaded = self.failed = 0
+        self.seconds = 0.0
         self._generation = _generation
 
     # ---- loading ----
@@ -172,7 +174,7 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = _plain(make())
+                    value = _plain(self._timed(make))
                     self.loaded += 1
                     table._keep(mine, value)
             mine.outcome = Outcome(value)
@@ -190,7 +192,7 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = await make()
+                    value = await self._timed_async(make)
                     self.loaded += 1
                     table._keep(mine, value)
             mine.outcome = Outcome(value)
@@ -201,6 +203,20 @@ class Loads:
             raise
         finally:
             del mine
+
+    def _timed(self, make: Maker) -> Any:
+        start = perf_counter()
+        try:
+            return make()
+        finally:
+            self.seconds += perf_counter() - start
+
+    async def _timed_async(self, make: Maker) -> Any:
+        start = perf_counter()
+        try:
+            return await make()
+        finally:
+            self.seconds += perf_counter() - start
 
     def end(self, mine: Load) -> None:
         """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again."""
