@@ -1,7 +1,7 @@
 # What a policy is: who goes next.
 #
-# The table owns the slots, a policy orders them. The table inserts first and evicts afterwards, under one lock: `added(slot)`, then,
-# while it is over its bound, `victim(keep=slot)` and `removed(victim, evicted=True)`. A policy allocates in `ready` only, and knows
+# The table owns the slots, a policy orders them. The table inserts first and evicts afterwards, under one lock: `added(slot)`,
+# then, while it is over its bound, `victim(keep=slot)` and `removed(victim, evicted=True)`. A policy allocates in `ready` only, and knows
 # nothing of keys: hashes are enough to remember who was here.
 #
 #     head -> newest <-> ... <-> oldest <- tail            a Chain: linked through the entries, one chain an entry
