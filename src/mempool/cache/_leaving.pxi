@@ -213,7 +213,7 @@ cdef class Contents:
             wanted = min(max(2 * capacity, <uint64_t>8), max(self.most, capacity) + 1, <uint64_t>MOST_SLOTS)
             if wanted <= capacity:
                 raise MemoryError(f"a cache has room for at most {MOST_SLOTS} entries")
-        self.charge(bytes_for(store, wanted, sizes, extras))
+        self.charge(self.nbytes_at(wanted, sizes, extras))
         table_lock(&self.mutex)
         cdef int done = -1
         try:
@@ -228,11 +228,15 @@ cdef class Contents:
             raise MemoryError(f"no memory for {wanted} entries")
         return 0
 
+    cdef uint64_t nbytes_at(self, uint64_t capacity, bint sizes, bint extras) noexcept:
+        """Bytes of the table itself with so many slots."""
+        return bytes_for(capacity, sizes, extras) + (self.order.nbytes(capacity) if capacity else 0)
+
     cdef int charge(self, uint64_t wanted) except -1:
         """Have the account know what the table takes: so much more than it has, or just what it has."""
         if self.account is None:
             return 0
-        cdef uint64_t now = bytes_for(&self.store, self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
+        cdef uint64_t now = self.nbytes_at(self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
         cdef uint64_t more = max(wanted, now) - self.charged if max(wanted, now) > self.charged else 0
         cdef uint64_t less = self.charged - max(wanted, now) if more == 0 else 0
         self.charged += more - less  # first, as another thread may grow the table while the account asks for room

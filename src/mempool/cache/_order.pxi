@@ -91,11 +91,11 @@ cdef class Order:
                 if policy is not None:
                     (<Policy>policy).clear()
 
-    cdef uint64_t nbytes(self) noexcept:
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept:
         cdef uint64_t total = 0
         if self.others is None:
-            return self.plain.nbytes()
+            return self.plain.nbytes(capacity)
         for policy in self.others:
             if policy is not None:
-                total += (<Policy>policy).nbytes()
+                total += (<Policy>policy).nbytes(capacity)
         return total
