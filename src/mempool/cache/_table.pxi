@@ -6,9 +6,11 @@
 # Between lock and unlock no Python runs and nothing is allocated but raw memory. With a GIL the lock is nothing.
 
 
+@cython.no_gc_clear
 cdef class Table(Contents):
     """The compiled part of `Cache`: entries within bounds. All that has a leading underscore is for this package only."""
 
+    @classmethod
     def __class_getitem__(cls, item):
         return GenericAlias(cls, item)
 
@@ -312,19 +314,32 @@ cdef class Table(Contents):
         fresh.lifetime, fresh.level = lifetime, <int16_t>level
         fresh.untracked = self.fixing == ALL or self.fixing == LASTING and lifetime == INFINITY
         fresh.now = self.now() if self.ttls or lifetime != INFINITY else 0
-        self.order.open(level)
+        if not self.order.has(level):
+            self.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
-        if old.value is not NULL:
-            self.part(&old)
-        if grave != NIL:
-            self.bury(grave)
+        try:
+            if old.value is not NULL:
+                self.part(&old)
+        finally:
+            if grave != NIL:
+                self.bury(grave)
         if done < 0:
             self.rejections += 1
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
         return done
+
+    cdef int open(self, int level) except -1:
+        """See that there is a policy of this priority."""
+        made, others = self.order.another(), [None] * LEVELS
+        table_lock(&self.mutex)
+        try:
+            self.order.adopt(level, made, others)
+        finally:
+            table_unlock(&self.mutex)
+        return 0
 
     cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
@@ -559,7 +574,7 @@ cdef class Table(Contents):
         return (
             self.hits, self.misses, self.insertions, self.rejections, self.listener_errors, left, store.count, store.total,
             self.allowed,
-            bytes_for(store, store.capacity, store.sizes is not NULL, store.extras is not NULL) + self.order.nbytes(),
+            self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
         )
 
     def _bounds(self, bound, most):
@@ -576,4 +591,4 @@ cdef class Table(Contents):
 
     def __dealloc__(self):
         empty(self)
-        store_free(&self.store)
+        self.charge(0)
