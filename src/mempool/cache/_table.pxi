@@ -277,7 +277,7 @@ cdef class Table(Contents):
             if grave != NIL:
                 self.bury(grave)
         if done < 0:
-            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
+            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted")
         return done
 
     cdef int open(self, int level) except -1:
