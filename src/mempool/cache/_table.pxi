@@ -272,7 +272,7 @@ cdef class Table(Contents):
             return 1
         size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
         if not isinstance(size, int):
-            raise TypeError(f"getsizeof must return an int, not {shown(size)}")
+            raise TypeError(f"getsizeof must return an int, not {size!r}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
         return UNBOUNDED if size > UNBOUNDED else size
@@ -281,9 +281,9 @@ cdef class Table(Contents):
         self.insert(key, value, self.lifetime, 0, None, True, None)
 
     def _insert(self, key, value, lifetime, level, note, replace):
-        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. Whether it was put.
+        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one.
 
-        It always is, if it may replace; a load gives its claim there.
+        A load gives its claim, which says that.
         """
         cdef Claim claim = <Claim>replace if isinstance(replace, Claim) else None
         return self.insert(
@@ -328,7 +328,7 @@ cdef class Table(Contents):
                 self.bury(grave)
         if done < 0:
             self.rejections += 1
-            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
+            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted")
         return done
 
     cdef int open(self, int level) except -1:
