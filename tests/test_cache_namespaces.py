@@ -49,7 +49,7 @@ def test_it_is_a_mutable_mapping(cache: Cache[Any, Any]) -> None:
     assert dict(users) == {}
     assert dict(cache) == {"c": "c"}
     assert not users
-    with pytest.raises(KeyError, match="is empty|popitem|"):
+    with pytest.raises(KeyError):
         users.popitem()
 
 

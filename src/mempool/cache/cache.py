@@ -253,7 +253,11 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         most = self._maxsize if maxsize is None else as_count(maxsize, "maxsize")
         bound = self._max_bytes if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._maxsize, self._max_bytes = most, bound
-        self._bounds(*self._limits())
+        while True:  # another thread may resize it too: the last one counts
+            limits = self._limits()
+            self._bounds(*limits)
+            if limits == self._limits():
+                return
 
     def getsizeof(self, value: V) -> int:
         """Return what a value counts: 1, or its real bytes under `max_bytes`. To be overridden."""
