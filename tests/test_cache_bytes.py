@@ -4,10 +4,10 @@ import sys
 from typing import Any
 
 import pytest
-from cache_kit import Told
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_kit import Told
 from mempool.cache import Cache, Cause
 
 POLICIES = ["lru", "fifo", "random", None]
@@ -52,7 +52,7 @@ def test_both_bounds_hold() -> None:
     cache: Cache[int, bytes] = Cache(3, max_bytes=1000, policy="fifo")
     for number in range(10):
         cache[number] = b"x"
-    assert list(sorted(cache)) == [7, 8, 9]
+    assert sorted(cache) == [7, 8, 9]
     cache[10] = bytes(900)
     assert cache.currsize <= 1000
     assert 10 in cache
@@ -133,5 +133,4 @@ def test_the_bound_holds_after_every_call(
             cache.clear()
         assert cache.currsize == sum(cache.values()) <= bound
         assert len(cache) == len(dict(cache.items())) <= (1 << 60 if most is None else most)
-        kept = {item for item in cache.items()}
-        assert kept <= set(before.items()) | {(key, size)}
+        assert set(cache.items()) <= set(before.items()) | {(key, size)}

@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from cache_kit import Clock, Told
-from support import start
 
+from cache_kit import Clock, Told
 from mempool.cache import Cache, Cause
+from support import start
 
 
 def heard(maxsize: int = 3, **options: Any) -> tuple[Cache[Any, Any], Told]:

@@ -7,8 +7,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from cache_kit import Told
 
+from cache_kit import Told
 from mempool.cache import Cache, Cause, NamespaceKey
 
 

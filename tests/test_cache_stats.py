@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 import pytest
-from cache_kit import Clock
 
+from cache_kit import Clock
 from mempool.cache import Cache, CacheStats
 
 

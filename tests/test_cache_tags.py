@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cache_kit import Clock, Own, Told
 from hypothesis import given
 from hypothesis import strategies as st
-from support import start, together
 
+from cache_kit import Clock, Own, Told
 from mempool.cache import Cache, Cause
 from mempool.cache._policies import MISSING
+from support import start, together
 
 
 def tagged(**options: Any) -> Cache[Any, Any]:
