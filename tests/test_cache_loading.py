@@ -28,7 +28,7 @@ def test_a_hit_is_not_loaded(cache: Cache[Any, Any]) -> None:
     assert cache.get_or_load("a", oops) is None
     assert cache.get_or_load("b", lambda key: None) is None
     assert cache.get_or_load("b", oops) is None
-    assert (cache._loads.loaded, cache._loads.failed) == (1, 0)
+    assert (cache.stats().loads, cache.stats().load_errors) == (1, 0)
 
 
 def test_many_threads_load_once(cache: Cache[Any, Any]) -> None:
@@ -85,7 +85,7 @@ def test_an_exception_reaches_all_who_waited_and_nothing_is_kept(cache: Cache[An
     assert all(each is error for each in raised)
     assert gate.runs == 1
     assert "k" not in cache
-    assert (cache._loads.loaded, cache._loads.failed) == (0, 1)
+    assert (cache.stats().loads, cache.stats().load_errors) == (0, 1)
     check_idle(cache)
     assert cache.get_or_load("k", gate) == "kk"
 
@@ -249,7 +249,7 @@ def test_a_value_that_the_cache_refuses_is_returned(options: dict[str, Any]) -> 
     wait_for_waiters(cache, 2)
     gate.go.set()
     assert [thread.result() for thread in threads] == ["too large"] * 3
-    assert cache._rejected == 1
+    assert cache.stats().rejections == 1
     assert dict(cache) == {"a": "x"}
 
 
@@ -268,7 +268,7 @@ def test_a_loader_may_ask_for_other_keys(cache: Cache[int, int]) -> None:
         return number if number < 2 else cache.get_or_load(number - 1, fibonacci) + cache.get_or_load(number - 2, fibonacci)
 
     assert cache.get_or_load(80, fibonacci) == 23416728348467685
-    assert cache._loads.loaded == 81
+    assert cache.stats().loads == 81
     check_idle(cache)
 
 

@@ -81,7 +81,7 @@ cdef class Contents:
     cdef object loads          # told of keys that are written or removed while some are loaded
     cdef dict loading          # its loads that go on
     cdef uint64_t charged
-    cdef uint64_t hits, misses, insertions, listener_errors
+    cdef uint64_t hits, misses, insertions, rejections, listener_errors
     cdef uint64_t left[CAUSES]
     cdef object __weakref__
 
@@ -90,7 +90,10 @@ cdef class Contents:
         cdef double said
         if self.clock is None:
             return table_clock()
-        said = self.clock()
+        told = self.clock()
+        if not isinstance(told, (int, float)):
+            raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
+        said = told
         if said != said:
             raise ValueError("the clock of a cache said nan")
         return said

@@ -10,6 +10,10 @@
 cdef class Table(Contents):
     """The compiled part of `Cache`: entries within bounds. All that has a leading underscore is for this package only."""
 
+    @classmethod
+    def __class_getitem__(cls, item):
+        return GenericAlias(cls, item)
+
     def __cinit__(self, *args, **kwargs):
         self.order = Order()
         self.order.begin(&self.store, "none")
@@ -123,6 +127,51 @@ cdef class Table(Contents):
         if grave != NIL:
             self.bury(grave)
         return NULL
+
+    def _find(self, key, version=None):
+        """Return the value of a key, or MISSING. As a use of it; an entry of another version than is asked for is stale, and leaves."""
+        cdef PyObject *value
+        if version is not None:
+            return self.find_version(key, version)
+        value = self.find(<PyObject *>key, hash_of(key))
+        return missing if value is NULL else taken(value)
+
+    cdef object find_version(self, key, version):
+        cdef uint32_t slot, grave = NIL, hash = mixed(hash_of(key))
+        cdef int same = 0, verdict = 0
+        cdef double now
+        cdef PyObject *value = NULL
+        cdef PyObject *note
+        judged = None
+        while True:
+            now = self.now() if self.ttls else 0
+            slot = self.seek(<PyObject *>key, hash)
+            if slot == NIL or self.is_over(slot, now):
+                break
+            note = self.note_at(slot)
+            same = verdict if judged is not None and note == <PyObject *>judged else same_version(note, version)
+            if same >= 0:
+                break
+            keep_alive(note)
+            table_unlock(&self.mutex)
+            judged = taken(note)
+            verdict = bool((<Note>judged).version == version)
+        if same > 0:
+            value = self.store.entries[slot].value
+            keep_alive(value)
+            self.hits += 1
+            self.tell_hit(slot)
+        else:
+            self.misses += 1
+            self.order.plain.missed(hash)
+            if slot != NIL:
+                self.unlink(slot, EXPIRED if self.is_over(slot, now) else INVALIDATED, &grave)
+        table_unlock(&self.mutex)
+        self.bury(grave)
+        return missing if value is NULL else taken(value)
+
+    cdef inline PyObject *note_at(self, uint32_t slot) noexcept:
+        return NULL if self.store.extras is NULL else self.store.extras[slot].note
 
     cdef inline void tell_hit(self, uint32_t slot) noexcept:
         if self.store.extras is NULL:
@@ -257,6 +306,7 @@ cdef class Table(Contents):
         fresh.hash = mixed(hash_of(key))
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
+            self.rejections += 1
             raise TooLarge(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
@@ -277,6 +327,7 @@ cdef class Table(Contents):
             if grave != NIL:
                 self.bury(grave)
         if done < 0:
+            self.rejections += 1
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted")
         return done
 
@@ -391,6 +442,7 @@ cdef class Table(Contents):
         extra.note = fresh.note
         if fresh.note is not NULL:
             keep_alive(fresh.note)
+            note_placed(fresh.note)
         extra.level, extra.untracked, extra.lifetime = fresh.level, fresh.untracked, fresh.lifetime
         if fresh.lifetime != INFINITY or extra.place:
             heap_set(&self.store, slot, fresh.now + fresh.lifetime)
@@ -417,7 +469,11 @@ cdef class Table(Contents):
         """Remove a key if its value is that very object, or whatever it is for MISSING; the value, or MISSING."""
         return self.remove(key, NULL if expected is missing else <PyObject *>expected, cause)
 
-    cdef object remove(self, key, PyObject *expected, int cause):
+    def _revoke(self, note, cause):
+        """Remove the entry that has this very note; whether it was there."""
+        return self.remove((<Note?>note).key, NULL, cause, <PyObject *>note) is not missing
+
+    cdef object remove(self, key, PyObject *expected, int cause, PyObject *note = NULL):
         cdef Py_hash_t full = hash_of(key)
         if expected is NULL:
             self.tell_loads(key)
@@ -427,7 +483,11 @@ cdef class Table(Contents):
         cdef PyObject *value = NULL
         if slot != NIL and self.is_over(slot, now):
             self.unlink(slot, EXPIRED, &grave)
-        elif slot != NIL and (expected is NULL or self.store.entries[slot].value == expected):
+        elif (
+            slot != NIL
+            and (expected is NULL or self.store.entries[slot].value == expected)
+            and (note is NULL or self.note_at(slot) == note)
+        ):
             value = self.store.entries[slot].value
             keep_alive(value)
             self.unlink(slot, cause, &grave)
@@ -504,6 +564,18 @@ cdef class Table(Contents):
         if self.ttls:
             self.expire()
         return self.store.total
+
+    def _counts(self):
+        """Return hits, misses, insertions, rejections, errors of the listener, removals by cause, entries, their sizes, allowance, own bytes."""
+        left = [0] * CAUSES
+        cdef Store *store = &self.store
+        for cause in range(CAUSES):
+            left[cause] = self.left[cause]
+        return (
+            self.hits, self.misses, self.insertions, self.rejections, self.listener_errors, left, store.count, store.total,
+            self.allowed,
+            self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
+        )
 
     def _bounds(self, bound, most):
         """Change the bounds; what is beyond them leaves."""

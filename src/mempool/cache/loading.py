@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from functools import partial
+from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -72,13 +73,14 @@ class Keeper(Protocol):
 class Load:
     """One load: by its hash and equality also the name under which it is found."""
 
-    __slots__ = ("_hash", "alone", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
+    __slots__ = ("_hash", "alone", "began", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
 
     def __init__(self, key: Any, options: Options, *, refreshing: bool = False, loop: Any = None) -> None:
         self._hash = hash(key)
         self.key, self.options, self.claim = key, options, Claim(refreshing)
         self.scope = Scope(loop)
         self.alone = self.gone = False
+        self.began = 0.0  # of the loader, while it runs
         self.outcome: Outcome | None = None
         self.waiters: dict[Any, None] = {}
 
@@ -123,11 +125,12 @@ if hasattr(os, "register_at_fork"):
 class Loads:
     """The loads of one cache, which each call names: so cache and loads are no circle, and go together at once."""
 
-    __slots__ = ("_generation", "active", "failed", "loaded")
+    __slots__ = ("_generation", "active", "failed", "loaded", "seconds")
 
     def __init__(self) -> None:
         self.active: dict[Load, Load] = {}
         self.loaded = self.failed = 0
+        self.seconds = 0.0
         self._generation = _generation
 
     # ---- loading ----
@@ -172,13 +175,14 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
+                    mine.began = perf_counter()
                     value = _plain(make())
-                    self.loaded += 1
                     table._keep(mine, value)
+                    self._count(mine)
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self.failed += 1
+            self._count(mine, error)
             mine.outcome = Outcome(None, error, error.__traceback__)
             raise
         finally:
@@ -190,17 +194,28 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
+                    mine.began = perf_counter()
                     value = await make()
-                    self.loaded += 1
                     table._keep(mine, value)
+                    self._count(mine)
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self.failed += 1
+            self._count(mine, error)
             mine.outcome = Outcome(None, error, error.__traceback__)
             raise
         finally:
             del mine
+
+    def _count(self, mine: Load, error: Exception | None = None) -> None:
+        """Count a load that ended: what the loader raised, or the cache as it should have kept the value."""
+        if mine.began:
+            self.seconds += perf_counter() - mine.began
+            mine.began = 0.0
+        if error is None:
+            self.loaded += 1
+        else:
+            self.failed += 1
 
     def end(self, mine: Load) -> None:
         """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from mempool.cache._policies import MISSING, Table
 from mempool.cache.loading import Load, Loader, Loads, Options, is_async
+from mempool.cache.namespaces import plain
 from mempool.cache.records import CacheFull, TooLarge
 from mempool.cache.refreshing import Refresher, check_fraction
 
@@ -15,12 +16,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class ReadThrough(Table, Generic[K, V]):
+class ReadThrough(Table[K, V], Generic[K, V]):
     """Loads, refreshing and what a cache keeps of it."""
 
     _loads: Loads
     _refresher: Refresher
-    _rejected = 0
 
     if TYPE_CHECKING:
 
@@ -59,7 +59,7 @@ class ReadThrough(Table, Generic[K, V]):
 
     def _load(self, key: Any, loader: Loader, ttl: Any, priority: int, tags: Iterable[Hashable]) -> Any:
         """Have a plain loader load what was not found."""
-        return self._loads.load(self, key, partial(loader, key), Options(ttl, priority, tags))
+        return self._loads.load(self, key, partial(loader, plain(key)), Options(ttl, priority, tags))
 
     def _load_through(
         self,
@@ -78,26 +78,26 @@ class ReadThrough(Table, Generic[K, V]):
         found = self._find(key, version)
         if found is MISSING:
             begin = self._loads.load_async if awaited else self._loads.load
-            return begin(self, key, partial(loader, key), Options(ttl, priority, tags, version))
+            return begin(self, key, partial(loader, plain(key)), Options(ttl, priority, tags, version))
         if refresh_ahead is not None:
-            self._refresher.look(self, key, loader, Options(ttl, priority, tags, version), refresh_ahead, awaited)
+            options = Options(ttl, priority, tags, version)
+            self._refresher.look(self, key, partial(loader, plain(key)), options, refresh_ahead, awaited)
         return _ready(found) if awaited else found
 
     def _look(self, key: Any, version: Any) -> Any:
         """Look as `_find` does, but count nothing."""
         peeked = self._peek(key)
-        return MISSING if peeked is MISSING else peeked[0]
+        if peeked is MISSING or version is None:
+            return MISSING if peeked is MISSING else peeked[0]
+        value, note = peeked
+        return value if note is not None and note.version == version else MISSING
 
-    def _find(self, key: Any, version: Any = None) -> Any:
-        """Look; a hit or a miss is counted."""
-        return Table.get(self, key, MISSING)
-
-    def _put(self, key: Any, value: Any, *, ttl: Any, priority: int, tags: Any, version: Any, replace: Any) -> bool:
-        """Put an entry."""
-        return self._insert(key, value, ttl, priority, None, replace)
+    def _put(self, key: Any, value: Any, *, ttl: Any, priority: Any, tags: Any, version: Any, replace: Any) -> bool:
+        """Put an entry; whether it was put."""
+        raise NotImplementedError
 
     def _keep(self, load: Load, value: Any) -> bool:
-        """Put what was loaded. What the cache refuses is counted: the caller has its value nevertheless."""
+        """Put what was loaded. What the cache refuses, it counts: the caller has its value nevertheless."""
         how = load.options
         try:
             return self._put(
@@ -110,7 +110,6 @@ class ReadThrough(Table, Generic[K, V]):
                 replace=load.claim,
             )
         except (TooLarge, CacheFull):
-            self._rejected += 1
             return False
 
 
