@@ -165,9 +165,13 @@ class Loads:
 
     def begin(self, mine: Load) -> Load:
         """Return the load of this key that goes on: this one, if there was none. `end` must follow, whatever happens."""
-        if self._generation != _generation:
-            self._begin_afresh()
+        self._mind_forks()
         return self.active.setdefault(mine, mine)
+
+    def has(self, load: Load) -> bool:
+        """Tell whether a load of this key goes on."""
+        self._mind_forks()
+        return load in self.active
 
     def lead(self, table: Keeper, mine: Load, make: Maker) -> Any:
         """Load and keep."""
@@ -234,10 +238,11 @@ class Loads:
         load.gone = True
         self.active.pop(load, None)
 
-    def _begin_afresh(self) -> None:
-        """Leave the loads of the parent, whose threads are not here; what one of them may still bring is not kept."""
-        self._generation = _generation
-        self.forget_all()
+    def _mind_forks(self) -> None:
+        """Leave the loads of a parent, whose threads are not here; what one of them may still bring is not kept."""
+        if self._generation != _generation:
+            self._generation = _generation
+            self.forget_all()
 
     # ---- what became of keys meanwhile ----
 

@@ -127,7 +127,7 @@ class Refresher:
         """Begin a load in the background if the entry of this key is old enough and nobody loads it."""
         wanted = _Wanted(key, options, loop=running_loop() if awaited else None)
         wanted.fraction = check_fraction(fraction)
-        if not wanted.is_due(table) or wanted in self._loads.active:
+        if not wanted.is_due(table) or self._loads.has(wanted):
             return
         if self._process != os.getpid():  # what was wanted, the parent does
             self._process, self._wanted = os.getpid(), {}
