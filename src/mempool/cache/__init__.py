@@ -3,6 +3,7 @@
 from mempool.cache.cache import Cache
 from mempool.cache.decorator import CacheInfo, cached
 from mempool.cache.keys import hashkey, methodkey, typedkey, typedmethodkey
+from mempool.cache.namespaces import Namespace, NamespaceKey
 from mempool.cache.records import CacheFull, CacheStats, Cause
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "CacheInfo",
     "CacheStats",
     "Cause",
+    "Namespace",
+    "NamespaceKey",
     "cached",
     "hashkey",
     "methodkey",

@@ -272,7 +272,7 @@ cdef class Table(Contents):
             return 1
         size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
         if not isinstance(size, int):
-            raise TypeError(f"getsizeof must return an int, not {shown(size)}")
+            raise TypeError(f"getsizeof must return an int, not {size!r}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
         return UNBOUNDED if size > UNBOUNDED else size

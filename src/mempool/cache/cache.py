@@ -30,6 +30,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _UNIT, _REAL, _OWN = 0, 1, 2
+_PLAIN = 0
+_NO_TAGS: tuple[Hashable, ...] = ()
 
 _caches = Account("caches")
 _numbers = count(1)
@@ -45,18 +47,19 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
     maxsize : int or inf
         Most entries, or the largest sum of their sizes if `getsizeof` is given.
     max_bytes : int or str
-        Largest sum of their sizes in bytes: real ones, if `getsizeof` is not given. With `maxsize` beside it, that bounds the number of
-        entries. One of the two must be given.
+        Largest sum of their sizes in bytes: real ones, if `getsizeof` is not given. With `maxsize` beside it, that bounds
+        the number of entries. One of the two must be given.
     policy : str or None
-        Who goes first: ``"lru"``, ``"lfu"``, ``"fifo"``, ``"random"``, ``"sieve"``, ``"s3fifo"``, ``"tinylfu"``, or one of Redis' names.
-        None: the best one over all.
+        Who goes first: ``"lru"``, ``"lfu"``, ``"fifo"``, ``"random"``, ``"sieve"``, ``"s3fifo"``, ``"tinylfu"``, or one of
+        Redis' names. None: the best one over all.
     ttl : float, str or None
-        Seconds, or a text such as ``"5m"``, for which an entry is returned after it was put; None or infinity: as long as there is room.
+        Seconds, or a text such as ``"5m"``, for which an entry is returned after it was put; None or infinity: as long as
+        there is room.
     getsizeof : callable
         Says what a value counts: an int, 0 or more. A subclass may override the method of that name instead.
     on_evict : callable
-        Called with key, value and `Cause` after an entry left for whatever reason, in the thread that caused it. It may use the cache.
-        What it raises is logged once and counted.
+        Called with key, value and `Cause` after an entry left for whatever reason, in the thread that caused it. It may use
+        the cache. What it raises is logged once and counted.
     name : str or None
         Of the account that is charged for the table's own memory, and in reports; None: ``"cache-1"``, ``"cache-2"``, ...
     clock : callable
@@ -159,9 +162,9 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
                 return default
 
     def __repr__(self) -> str:
-        if self._max_bytes is None:
-            return f"<{type(self).__name__} {self._name!r}: {len(self)} entries, size {self.currsize} of {self.maxsize}>"
-        return f"<{type(self).__name__} {self._name!r}: {len(self)} entries, {self.currsize} of {self._max_bytes} bytes>"
+        unit = "" if self._max_bytes is None else " bytes"
+        bound = self.maxsize if self._max_bytes is None else self._max_bytes
+        return f"<{type(self).__name__} {self._name!r}: {len(self)} entries, size {self.currsize} of {bound}{unit}>"
 
     # ---- putting ----
 
@@ -171,8 +174,8 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         value: V,
         *,
         ttl: float | str | None = None,
-        priority: int = 0,
-        tags: Iterable[Hashable] = (),
+        priority: int = _PLAIN,
+        tags: Iterable[Hashable] = _NO_TAGS,
         version: Any = None,
     ) -> None:
         """Put an entry, with more to say than ``cache[key] = value`` has room for.
@@ -199,12 +202,10 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         """
         self._put(key, value, ttl=ttl, priority=priority, tags=tags, version=version, replace=True)
 
-    def _put(
-        self, key: Any, value: Any, *, ttl: Any, priority: Any, tags: Any, version: Any, replace: Any
-    ) -> bool:
+    def _put(self, key: Any, value: Any, *, ttl: Any, priority: Any, tags: Any, version: Any, replace: Any) -> bool:
         lifetime = None if ttl is None else as_lifetime(ttl)
-        level = as_priority(priority)
-        found = as_tags(tags)
+        level = priority if priority is _PLAIN else as_priority(priority)
+        found = tags if tags is _NO_TAGS else as_tags(tags)
         if not found and version is None:
             return self._insert(key, value, lifetime, level, None, replace)
         note = self._tags.note(key, version, found)

@@ -52,8 +52,8 @@ def _key_of(name: str, key: Any) -> NamespaceKey:
 class Namespace(MutableMapping[K, V], Generic[K, V]):
     """The entries of a cache whose keys are of one name. Made by `Cache.namespace`.
 
-    A mapping like its cache, with the bounds, the policy, the listener and the counts of that: what is evicted for a new entry may be of any
-    namespace. `len`, iteration and `clear` walk over the whole cache.
+    A mapping like its cache, with the bounds, the policy, the listener and the counts of that: what is evicted for a new entry
+    may be of any namespace. `len`, iteration and `clear` walk over the whole cache.
 
     Examples
     --------

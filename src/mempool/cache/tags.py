@@ -1,7 +1,7 @@
 """Tags: which entries have one, so that all of them can be taken back at once."""
 
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 from mempool.cache._policies import MISSING, Note, Table, Tagged
@@ -20,7 +20,7 @@ class Tags:
     __slots__ = ("_index", "_reference")
 
     def __init__(self) -> None:
-        self._index = Table()
+        self._index: Table[Hashable, Tagged] = Table()
         self._index._begin("none", _UNBOUNDED, _UNBOUNDED, 0, float("inf"), None, None, None, None)
         self._reference = ref(self._index)
 
@@ -40,7 +40,7 @@ class Tags:
     def having(self, tag: Hashable) -> list[Note]:
         """Return the notes of the entries that have a tag, and of those that are just being put."""
         tagged = self._index._find(tag)
-        return [] if tagged is MISSING else tagged.all()
+        return [] if tagged is MISSING else cast(Tagged, tagged).all()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -51,7 +51,7 @@ class Tags:
             if tagged is MISSING:
                 self._index._insert(tag, Tagged(tag, self._reference), None, 0, None, False)
             elif tagged.add(note):
-                return tagged  # type: ignore[no-any-return]
+                return cast(Tagged, tagged)
             else:
                 self._index._remove(tag, tagged, 0)
 

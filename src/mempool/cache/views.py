@@ -1,7 +1,7 @@
 """Views of a cache: live, weakly consistent, and nobody's recency or count changes by looking through them."""
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mempool.cache._policies import MISSING, Table, walk
 
@@ -41,6 +41,6 @@ class Items(ItemsView[K, V]):
         return walk(self._mapping, 2)
 
     def __contains__(self, item: object) -> bool:
-        key, value = item  # type: ignore[misc]
+        key, value = cast(tuple[Any, Any], item)
         found = self._mapping._peek(key)
-        return found is not MISSING and (found[0] is value or found[0] == value)
+        return found is not MISSING and bool(found[0] is value or found[0] == value)
