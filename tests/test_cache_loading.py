@@ -4,6 +4,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -265,7 +266,11 @@ def test_a_loader_may_ask_for_its_own_key(cache: Cache[Any, Any]) -> None:
 
 def test_a_loader_may_ask_for_other_keys(cache: Cache[int, int]) -> None:
     def fibonacci(number: int) -> int:
-        return number if number < 2 else cache.get_or_load(number - 1, fibonacci) + cache.get_or_load(number - 2, fibonacci)
+        return (
+            number
+            if number < 2
+            else cache.get_or_load(number - 1, fibonacci) + cache.get_or_load(number - 2, fibonacci)
+        )
 
     assert cache.get_or_load(80, fibonacci) == 23416728348467685
     assert cache.stats().loads == 81
@@ -310,10 +315,8 @@ def test_circles_among_many_threads() -> None:
 
         for _ in range(300):
             key = dice.randrange(8)
-            try:
+            with suppress(Oops):
                 assert cache.get_or_load(key, loader) == key
-            except Oops:
-                pass
 
     together([lambda seed=seed: work(seed) for seed in range(6)])  # type: ignore[misc]
     check_idle(cache)

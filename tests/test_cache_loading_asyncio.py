@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import inspect
+import random
 import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -391,7 +393,7 @@ def test_loops_and_threads_load_once(cache: Cache[Any, Any]) -> None:
     threads += [start(lambda: asyncio.run(main())) for _ in range(3)]
     wait_for_waiters(cache, 17)
     gate.go.set()
-    assert sum((thread.result() for thread in threads), []) == [42] * 18
+    assert [value for thread in threads for value in thread.result()] == [42] * 18
     assert gate.runs == 1
 
 
@@ -478,46 +480,55 @@ def test_another_kind_of_loop(cache: Cache[Any, Any]) -> None:
     assert gate.runs == 1
 
 
-def test_loops_and_threads_without_order(cache: Cache[Any, Any]) -> None:
-    """Random keys, errors, cancellations, nested loads and invalidations: all end, and nothing is left."""
-    import random
+class Disorder:
+    """Asks for random keys by loaders that ask for others, fail, and are cancelled."""
 
-    def plain(dice: random.Random, key: int, depth: int = 0) -> int:
-        if depth < 2 and dice.random() < 0.5:
-            cache.get_or_load(dice.randrange(6), lambda key: plain(dice, key, depth + 1))
-        if dice.random() < 0.1:
+    def __init__(self, cache: Cache[Any, Any], seed: int) -> None:
+        self.cache, self.dice = cache, random.Random(seed)
+
+    def key(self) -> int:
+        return self.dice.randrange(6)
+
+    def deeper(self, depth: int) -> bool:
+        return depth < 2 and self.dice.random() < 0.5
+
+    def plain(self, key: int, depth: int = 0) -> int:
+        if self.deeper(depth):
+            self.cache.get_or_load(self.key(), partial(self.plain, depth=depth + 1))
+        if self.dice.random() < 0.1:
             raise Oops
         return key
 
-    async def awaited(dice: random.Random, key: int, depth: int = 0) -> int:
+    async def awaited(self, key: int, depth: int = 0) -> int:
         await asyncio.sleep(0)
-        if depth < 2 and dice.random() < 0.5:
-            await cache.get_or_load(dice.randrange(6), partial(awaited, dice, depth=depth + 1))
-        return plain(dice, key, depth)
+        if self.deeper(depth):
+            await self.cache.get_or_load(self.key(), partial(self.awaited, depth=depth + 1))
+        return self.plain(key, depth)
 
-    async def tasks(dice: random.Random) -> None:
+    def in_thread(self) -> None:
+        for _ in range(300):
+            key = self.key()
+            with suppress(Oops):
+                assert self.cache.get_or_load(key, self.plain) == key
+            self.cache.pop(self.key(), None)
+
+    async def in_loop(self) -> None:
         for _ in range(60):
-            keys = [dice.randrange(6) for _ in range(5)]
-            asked = [asyncio.create_task(cache.get_or_load(key, partial(awaited, dice))) for key in keys]
+            keys = [self.key() for _ in range(5)]
+            asked = [asyncio.create_task(self.cache.get_or_load(key, self.awaited)) for key in keys]
             await asyncio.sleep(0)
             asked[0].cancel()
             ends = await asyncio.gather(*asked, return_exceptions=True)
             for key, end in zip(keys, ends, strict=True):
                 assert end == key or isinstance(end, (Oops, asyncio.CancelledError)), end
-            cache.invalidate(keys[0])
+            self.cache.invalidate(keys[0])
 
-    def threads(dice: random.Random) -> None:
-        for _ in range(300):
-            key = dice.randrange(6)
-            try:
-                assert cache.get_or_load(key, partial(plain, dice)) == key
-            except Oops:
-                pass
-            cache.pop(dice.randrange(6), None)
 
-    works: list[Callable[[], Any]] = [partial(threads, random.Random(seed)) for seed in range(3)]
-    works += [lambda seed=seed: asyncio.run(tasks(random.Random(seed))) for seed in range(3)]  # type: ignore[misc]
-    together(works)
+def test_loops_and_threads_without_order(cache: Cache[Any, Any]) -> None:
+    """All end, and nothing is left."""
+    works = [Disorder(cache, seed) for seed in range(6)]
+    threads: list[Callable[[], Any]] = [work.in_thread for work in works[:3]]
+    together(threads + [lambda work=work: asyncio.run(work.in_loop()) for work in works[3:]])  # type: ignore[misc]
 
 
 # ---- which loaders are awaited ----
@@ -566,7 +577,7 @@ def test_coroutine_functions_of_all_kinds(cache: Cache[Any, Any]) -> None:
             assert inspect.iscoroutine(found), loader
             asyncio.run(found)
     plain: list[Any] = [service.plain, str, len, {}.get, partial(max, 1), Plain(), lambda key: key]
-    for number, loader in enumerate(plain, 100):
+    for loader in plain:
         assert not is_async(loader), loader
     for loader in [service.plain, str, repr, {}.get, partial(max, 1), Plain(), lambda key: key]:
         cache.clear()

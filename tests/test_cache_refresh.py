@@ -111,9 +111,7 @@ def test_a_namespace_refreshes_its_own_keys(cache: Cache[Any, Any], clock: Clock
 # ---- errors ----
 
 
-def test_a_failure_leaves_the_old_value(
-    cache: Cache[Any, Any], clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failure_leaves_the_old_value(cache: Cache[Any, Any], clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     old(cache)
     clock.now = 9
     for number in range(1, 4):
@@ -135,9 +133,7 @@ def fail(key: object) -> Any:
     raise Oops
 
 
-def test_a_thread_that_cannot_be_started(
-    cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thread_that_cannot_be_started(cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
