@@ -7,6 +7,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, Self, Type
 from mempool.cache._policies import MISSING
 from mempool.cache.keys import hashkey
 from mempool.cache.loading import Load, Loads, Maker, Options, is_async
+from mempool.cache.namespaces import Namespace
 from mempool.cache.read_through import ReadThrough
 
 __all__ = ["CacheInfo", "Cached", "cached"]
@@ -110,8 +111,10 @@ def cached(
     """
     if not isinstance(cache, MutableMapping):
         raise TypeError(f"cached needs a cache, not {type(cache).__name__}")
-    if isinstance(cache, ReadThrough):
-        table: _Table = _OfCache(cache, ttl)
+    if isinstance(cache, Namespace):
+        table: _Table = _OfNamespace(cache, ttl)
+    elif isinstance(cache, ReadThrough):
+        table = _OfCache(cache, ttl)
     elif ttl is None:
         table = _OfMapping(cache)
     else:
@@ -139,6 +142,22 @@ class _OfCache:
         self.find = cache._find
         self.load = partial(cache._loads.load, cache, options=Options(ttl))
         self.load_async = partial(cache._loads.load_async, cache, options=Options(ttl))
+
+
+class _OfNamespace:
+    """A namespace of a `Cache`."""
+
+    def __init__(self, namespace: Namespace[Any, Any], ttl: float | str | None) -> None:
+        self._table, self._full = _OfCache(namespace.cache, ttl), namespace._full
+
+    def find(self, key: Any) -> Any:
+        return self._table.find(self._full(key))
+
+    def load(self, key: Any, make: Maker) -> Any:
+        return self._table.load(self._full(key), make)
+
+    def load_async(self, key: Any, make: Maker) -> Coroutine[Any, Any, Any]:
+        return self._table.load_async(self._full(key), make)
 
 
 class _OfMapping:

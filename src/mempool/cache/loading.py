@@ -73,13 +73,14 @@ class Keeper(Protocol):
 class Load:
     """One load: by its hash and equality also the name under which it is found."""
 
-    __slots__ = ("_hash", "alone", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
+    __slots__ = ("_hash", "alone", "began", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
 
     def __init__(self, key: Any, options: Options, *, refreshing: bool = False, loop: Any = None) -> None:
         self._hash = hash(key)
         self.key, self.options, self.claim = key, options, Claim(refreshing)
         self.scope = Scope(loop)
         self.alone = self.gone = False
+        self.began = 0.0  # of the loader, while it runs
         self.outcome: Outcome | None = None
         self.waiters: dict[Any, None] = {}
 
@@ -164,9 +165,13 @@ class Loads:
 
     def begin(self, mine: Load) -> Load:
         """Return the load of this key that goes on: this one, if there was none. `end` must follow, whatever happens."""
-        if self._generation != _generation:
-            self._begin_afresh()
+        self._mind_forks()
         return self.active.setdefault(mine, mine)
+
+    def has(self, load: Load) -> bool:
+        """Tell whether a load of this key goes on."""
+        self._mind_forks()
+        return load in self.active
 
     def lead(self, table: Keeper, mine: Load, make: Maker) -> Any:
         """Load and keep."""
@@ -174,13 +179,14 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = _plain(self._timed(make))
-                    self.loaded += 1
+                    mine.began = perf_counter()
+                    value = _plain(make())
                     table._keep(mine, value)
+                    self._count(mine)
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self.failed += 1
+            self._count(mine, error)
             mine.outcome = Outcome(None, error, error.__traceback__)
             raise
         finally:
@@ -192,31 +198,28 @@ class Loads:
             with inside(mine.scope):
                 value = _seen(table, mine)
                 if value is MISSING:
-                    value = await self._timed_async(make)
-                    self.loaded += 1
+                    mine.began = perf_counter()
+                    value = await make()
                     table._keep(mine, value)
+                    self._count(mine)
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self.failed += 1
+            self._count(mine, error)
             mine.outcome = Outcome(None, error, error.__traceback__)
             raise
         finally:
             del mine
 
-    def _timed(self, make: Maker) -> Any:
-        start = perf_counter()
-        try:
-            return make()
-        finally:
-            self.seconds += perf_counter() - start
-
-    async def _timed_async(self, make: Maker) -> Any:
-        start = perf_counter()
-        try:
-            return await make()
-        finally:
-            self.seconds += perf_counter() - start
+    def _count(self, mine: Load, error: Exception | None = None) -> None:
+        """Count a load that ended: what the loader raised, or the cache as it should have kept the value."""
+        if mine.began:
+            self.seconds += perf_counter() - mine.began
+            mine.began = 0.0
+        if error is None:
+            self.loaded += 1
+        else:
+            self.failed += 1
 
     def end(self, mine: Load) -> None:
         """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again."""
@@ -235,10 +238,11 @@ class Loads:
         load.gone = True
         self.active.pop(load, None)
 
-    def _begin_afresh(self) -> None:
-        """Leave the loads of the parent, whose threads are not here; what one of them may still bring is not kept."""
-        self._generation = _generation
-        self.forget_all()
+    def _mind_forks(self) -> None:
+        """Leave the loads of a parent, whose threads are not here; what one of them may still bring is not kept."""
+        if self._generation != _generation:
+            self._generation = _generation
+            self.forget_all()
 
     # ---- what became of keys meanwhile ----
 

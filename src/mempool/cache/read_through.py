@@ -79,9 +79,14 @@ class ReadThrough(Table[K, V], Generic[K, V]):
         if found is MISSING:
             begin = self._loads.load_async if awaited else self._loads.load
             return begin(self, key, partial(loader, plain(key)), Options(ttl, priority, tags, version))
-        if refresh_ahead is not None:
-            self._refresher.look(self, key, loader, Options(ttl, priority, tags, version), refresh_ahead, awaited)
-        return _ready(found) if awaited else found
+        if refresh_ahead is None:
+            return _ready(found) if awaited else found
+        make, options = partial(loader, plain(key)), Options(ttl, priority, tags, version)
+        look = partial(self._refresher.look, self, key, make, options, refresh_ahead, awaited)
+        if awaited:
+            return _ready(found, look)
+        look()
+        return found
 
     def _look(self, key: Any, version: Any) -> Any:
         """Look as `_find` does, but count nothing."""
@@ -112,5 +117,8 @@ class ReadThrough(Table[K, V], Generic[K, V]):
             return False
 
 
-async def _ready(value: Any) -> Any:
+async def _ready(value: Any, look: Callable[[], None] | None = None) -> Any:
+    """Return what was found; a look at its age is for the loop in which this is awaited."""
+    if look is not None:
+        look()
     return value

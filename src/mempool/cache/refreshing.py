@@ -11,11 +11,10 @@ import os
 from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from mempool.cache.loading import Keeper, Load, Loader, Loads, Options
+from mempool.cache.loading import Keeper, Load, Loads, Maker, Options
 from mempool.cache.records import log
 from mempool.cache.waiting import running_loop, step_out
 
@@ -39,14 +38,14 @@ def check_fraction(refresh_ahead: Any) -> float:
 class _Job:
     """One load to be done in a thread, with the context variables of who asked for it."""
 
-    __slots__ = ("_context", "_loader", "_refresher", "_table", "_wanted")
+    __slots__ = ("_context", "_make", "_refresher", "_table", "_wanted")
 
-    def __init__(self, refresher: "Refresher", table: Keeper, wanted: "_Wanted", loader: Loader) -> None:
-        self._refresher, self._table, self._wanted, self._loader = refresher, table, wanted, loader
+    def __init__(self, refresher: "Refresher", table: Keeper, wanted: "_Wanted", make: Maker) -> None:
+        self._refresher, self._table, self._wanted, self._make = refresher, table, wanted, make
         self._context = copy_context()
 
     def run(self) -> None:
-        self._context.run(self._refresher.reload, self._table, self._wanted, self._loader)
+        self._context.run(self._refresher.reload, self._table, self._wanted, self._make)
 
 
 class _Threads:
@@ -124,11 +123,11 @@ class Refresher:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failures = 0
 
-    def look(self, table: Keeper, key: Any, loader: Loader, options: Options, fraction: float, awaited: bool) -> None:
+    def look(self, table: Keeper, key: Any, make: Maker, options: Options, fraction: float, awaited: bool) -> None:
         """Begin a load in the background if the entry of this key is old enough and nobody loads it."""
         wanted = _Wanted(key, options, loop=running_loop() if awaited else None)
         wanted.fraction = check_fraction(fraction)
-        if not wanted.is_due(table) or wanted in self._loads.active:
+        if not wanted.is_due(table) or self._loads.has(wanted):
             return
         if self._process != os.getpid():  # what was wanted, the parent does
             self._process, self._wanted = os.getpid(), {}
@@ -138,19 +137,19 @@ class Refresher:
                 self._begun(other)
             return
         try:
-            self._start(table, wanted, loader, awaited)
+            self._start(table, wanted, make, awaited)
         except Exception as error:
             self._begun(wanted)
             self._failed(error)
 
-    def _start(self, table: Keeper, wanted: _Wanted, loader: Loader, awaited: bool) -> None:
+    def _start(self, table: Keeper, wanted: _Wanted, make: Maker, awaited: bool) -> None:
         if not awaited:
-            _threads.submit(_Job(self, table, wanted, loader))
+            _threads.submit(_Job(self, table, wanted, make))
             return
         loop = running_loop()
         if loop is None:
             raise RuntimeError("a coroutine function refreshes in asyncio only")
-        task = loop.create_task(self.reload_async(table, wanted, loader))
+        task = loop.create_task(self.reload_async(table, wanted, make))
         self._tasks.add(task)  # a loop holds its tasks weakly
         task.add_done_callback(lambda task: self._done(task, wanted))
 
@@ -162,7 +161,7 @@ class Refresher:
         wanted.gone = True  # equal to nothing but itself: no foreign code runs to find it
         self._wanted.pop(wanted, None)
 
-    def reload(self, table: Keeper, wanted: _Wanted, loader: Loader) -> None:
+    def reload(self, table: Keeper, wanted: _Wanted, make: Maker) -> None:
         """Load, in a thread of its own, unless somebody does, or the entry has become new, or is gone."""
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True)
@@ -170,13 +169,13 @@ class Refresher:
             begins = self._loads.begin(mine) is mine
             self._begun(wanted)
             if begins and wanted.is_due(table):
-                self._loads.lead(table, mine, partial(loader, mine.key))
+                self._loads.lead(table, mine, make)
         except Exception as error:
             self._failed(error)
         finally:
             self._loads.end(mine)
 
-    async def reload_async(self, table: Keeper, wanted: _Wanted, loader: Loader) -> None:
+    async def reload_async(self, table: Keeper, wanted: _Wanted, make: Maker) -> None:
         """Do so in a task."""
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True, loop=running_loop())
@@ -184,7 +183,7 @@ class Refresher:
             begins = self._loads.begin(mine) is mine
             self._begun(wanted)
             if begins and wanted.is_due(table):
-                await self._loads.lead_async(table, mine, partial(loader, mine.key))
+                await self._loads.lead_async(table, mine, make)
         except Exception as error:
             self._failed(error)
         finally:
