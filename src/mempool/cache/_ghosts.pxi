@@ -16,12 +16,18 @@ cdef struct Ghosts:
     uint32_t buckets    # a power of two; 0: nothing is allocated
 
 
+cdef uint64_t ghosts_for(uint64_t capacity) noexcept nogil:
+    """How many buckets have room for as many."""
+    cdef uint64_t buckets = 1
+    while buckets * WAYS < capacity:
+        buckets *= 2
+    return buckets
+
+
 cdef int ghosts_reserve(Ghosts *ghosts, uint32_t capacity) noexcept nogil:
     """Room for at least as many ghosts; -1 where there is no memory, and nothing changed."""
-    cdef uint32_t buckets = 1, bucket
+    cdef uint32_t bucket, buckets = <uint32_t>ghosts_for(capacity)
     cdef int way
-    while <uint64_t>buckets * WAYS < capacity:
-        buckets *= 2
     if buckets <= ghosts.buckets:
         return 0
     cdef Ghosts new

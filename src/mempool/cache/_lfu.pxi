@@ -121,5 +121,5 @@ cdef class Lfu(Policy):
         memset(&self.chain, 0, sizeof(Chain))
         self.fresh = self.free = 0
 
-    cdef uint64_t nbytes(self) noexcept nogil:
-        return (<uint64_t>self.capacity + 1) * sizeof(Rank) if self.capacity else 0
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
+        return (max(capacity, self.capacity) + 1) * sizeof(Rank)

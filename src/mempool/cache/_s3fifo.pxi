@@ -93,5 +93,5 @@ cdef class S3Fifo(Policy):
         memset(&self.main, 0, sizeof(Chain))
         ghosts_clear(&self.ghosts)
 
-    cdef uint64_t nbytes(self) noexcept nogil:
-        return <uint64_t>self.ghosts.buckets * WAYS * sizeof(uint32_t)
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
+        return max(ghosts_for(capacity), self.ghosts.buckets) * WAYS * sizeof(uint32_t)
