@@ -18,7 +18,7 @@ cdef enum:
     CAUSES = 8
     MOST_SLOTS = 0xFFFFFFF0
 
-cdef uint64_t UNBOUNDED = <uint64_t>1 << 63
+cdef uint64_t UNBOUNDED = (<uint64_t>1 << 63) - 1   # two of it can be added
 cdef uint32_t FAILED = 0xFFFFFFFF
 
 cdef struct Fresh:         # what is to be put; the objects are borrowed
@@ -150,10 +150,12 @@ cdef class Contents:
         cdef uint32_t next, first = NIL
         cdef Gone gone
         error = None
+        table_lock(&self.mutex)
         while grave != NIL:
             next = self.store.entries[grave].next
             self.store.entries[grave].next = first
             first, grave = grave, next
+        table_unlock(&self.mutex)
         while first != NIL:
             table_lock(&self.mutex)
             next = self.store.entries[first].next

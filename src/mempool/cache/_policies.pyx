@@ -12,7 +12,7 @@ It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes
 between two looks, and what leaves is dropped, counted and told after it has left.
 """
 cimport cython
-from cpython.object cimport PyTypeObject, inquiry, traverseproc
+from cpython.object cimport PyTypeObject, destructor, inquiry, traverseproc
 from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t

@@ -167,7 +167,7 @@ cdef class Table(Contents):
             raise TypeError(f"getsizeof must return an int, not {shown(size)}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
-        return UNBOUNDED if size > UNBOUNDED else size
+        return UNBOUNDED + 1 if size > UNBOUNDED else size
 
     def __setitem__(self, key, value):
         self.insert(key, value, self.lifetime, 0, None, True)
