@@ -17,6 +17,7 @@ cdef enum:  # who may not be evicted: nobody, those without a deadline, all
 cdef enum:
     CAUSES = 8
     MOST_SLOTS = 0xFFFFFFF0
+    MOST_TRIES = 1000
 
 cdef uint64_t UNBOUNDED = (<uint64_t>1 << 63) - 1   # two of it can be added
 cdef uint32_t FAILED = 0xFFFFFFFF
@@ -31,6 +32,10 @@ cdef struct Fresh:         # what is to be put; the objects are borrowed
     uint32_t hash
     int16_t level
     bint untracked
+
+cdef struct Asked:         # the last key of the table that was compared by its own code, and what that said
+    PyObject *key          # owned, or NULL
+    int same
 
 cdef struct Gone:          # what left; the objects are owned
     PyObject *key
@@ -66,7 +71,7 @@ cdef class Contents:
     cdef uint64_t allowed      # what pressure leaves of it
     cdef uint64_t most         # entries
     cdef uint64_t fixed, fixed_count   # sizes and number of entries that no policy may choose
-    cdef uint32_t changes      # of where entries are: a lookup that ran foreign code begins again
+    cdef uint32_t changes      # entries moved in the index: a lookup that ran foreign code begins again
     cdef uint32_t burying      # slots that left and are not free yet
     cdef int weighing
     cdef bint ttls             # some entry has, or had, a deadline
