@@ -1,66 +1,46 @@
-"""What the tests of caches share: keys and values that do what nobody should."""
+"""What the tests of caches share."""
 
-from collections.abc import Callable
 from typing import Any
 
-from mempool.cache import Cache
-
-__all__ = ["Key", "Mortal", "check", "put", "resize"]
+from mempool.cache import Cause
 
 
-class Key:
-    """Equal to keys of the same name; `on_eq` and `on_hash` run first, and may raise."""
+class Clock:
+    """Says what it is told to."""
 
-    def __init__(
-        self,
-        name: Any,
-        hash: int = 0,
-        on_eq: Callable[[], object] | None = None,
-        on_hash: Callable[[], object] | None = None,
-    ) -> None:
-        self.name, self.hash, self.on_eq, self.on_hash = name, hash, on_eq, on_hash
-        self.asked = 0
+    def __init__(self, now: float = 0.0) -> None:
+        self.now: Any = now
+
+    def __call__(self) -> Any:
+        return self.now
+
+
+class Told:
+    """A listener that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Any, Any, Cause]] = []
+
+    def __call__(self, key: Any, value: Any, cause: Cause) -> None:
+        self.all.append((key, value, cause))
+
+    def take(self) -> list[tuple[Any, Any, Cause]]:
+        """Return what was told since the last time, sorted by key."""
+        told, self.all = self.all, []
+        return sorted(told, key=lambda entry: repr(entry[0]))
+
+
+class Own:
+    """A key whose hash and equality run Python."""
+
+    def __init__(self, number: int, hashed: int = 0) -> None:
+        self.number, self.hashed = number, hashed
 
     def __hash__(self) -> int:
-        if self.on_hash is not None:
-            self.on_hash()
-        return self.hash
+        return self.hashed
 
     def __eq__(self, other: object) -> bool:
-        self.asked += 1
-        if self.on_eq is not None:
-            self.on_eq()
-        return isinstance(other, Key) and self.name == other.name
+        return isinstance(other, Own) and self.number == other.number
 
     def __repr__(self) -> str:
-        return f"Key({self.name!r})"
-
-
-class Mortal:
-    """Calls a function when it dies."""
-
-    def __init__(self, on_death: Callable[[], object]) -> None:
-        self.on_death = on_death
-
-    def __del__(self) -> None:
-        self.on_death()
-
-
-def put(cache: Cache[Any, Any], key: Any, value: Any, *, ttl: float | None = None, priority: int = 0) -> None:
-    cache._insert(key, value, ttl, priority, None, True)
-
-
-def resize(cache: Cache[Any, Any], bound: int, weighed: bool = False) -> None:
-    cache._bounds(bound, 1 << 63 if weighed else bound)
-
-
-def check(cache: Cache[Any, Any]) -> dict[Any, Any]:
-    """What is there agrees with itself, by all ways to look."""
-    items = dict(cache.items())
-    assert list(cache) == list(items)
-    assert list(cache.values()) == list(items.values())
-    assert len(cache) == len(items)
-    for key, value in items.items():
-        assert key in cache
-        assert cache[key] is value
-    return items
+        return f"Own({self.number})"

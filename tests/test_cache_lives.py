@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cache_kit import Key, Mortal, check, put, resize
+from cache_attackers import Key, Mortal, check
 from mempool.cache import Cache, CacheFull, Cause
 from support import may_raise, together
 
@@ -26,8 +26,8 @@ WAYS_OUT: dict[str, Callable[[Cache[Any, Any]], object]] = {
     "popitem": lambda cache: all(1 in cache and cache.popitem() for _ in range(3)),
     "clear": lambda cache: cache.clear(),
     "overwritten": lambda cache: cache.__setitem__(1, None),
-    "evicted": lambda cache: all(1 in cache and put(cache, number, None) is None for number in range(10, 1_000)),
-    "shrunk": lambda cache: resize(cache, 0),
+    "evicted": lambda cache: all(1 in cache and cache.put(number, None) is None for number in range(10, 1_000)),
+    "shrunk": lambda cache: cache.resize(0),
 }
 
 
@@ -81,8 +81,8 @@ def test_listeners_may_change_the_cache(policy: str, action: str) -> None:
         "clear": lambda key: cache.clear(),
         "insert": lambda key: cache.setdefault(("late", key), 1) if not isinstance(key, tuple) else None,
         "delete": lambda key: cache.pop(key + 1, None),
-        "shrink": lambda key: resize(cache, 1),
-        "grow": lambda key: resize(cache, 1_000),
+        "shrink": lambda key: cache.resize(1),
+        "grow": lambda key: cache.resize(1_000),
         "recurse": lambda key: cache.__setitem__(key, None) if len(left) < 50 else None,
         "rest": lambda key: (cache.clear(), cache.__setitem__(7, 7)),
     }
@@ -149,7 +149,7 @@ CYCLES: dict[str, Callable[[Cache[Any, Any], Any], object]] = {
     "value": lambda cache, node: cache.__setitem__(1, cache),
     "key": lambda cache, node: (setattr(node, "cache", cache), cache.__setitem__(node, 1)),
     "inner": lambda cache, node: (setattr(node, "cache", cache), cache.__setitem__(1, [node])),
-    "timed": lambda cache, node: put(cache, cache, cache, ttl=1000, priority=4),
+    "timed": lambda cache, node: cache.put(cache, cache, ttl=1000, priority=4),
     "iterator": lambda cache, node: cache.update({1: iter(cache), 2: cache.items()}),
     "attribute": lambda cache, node: setattr(cache, "me", cache),
     "listener": lambda cache, node: cache.__init__(5, on_evict=lambda *_: cache),  # type: ignore[misc]
@@ -199,7 +199,7 @@ def test_garbage_may_still_use_its_cache() -> None:
     for _ in range(10):
         cache = Cyclic(5, on_evict=lambda *_: None)
         cache[0] = Last(cache)
-        put(cache, 5, Last(cache), ttl=10, priority=1)
+        cache.put(5, Last(cache), ttl=10, priority=1)
     del cache
     gc.collect()
     assert len(seen) == 20
@@ -283,7 +283,7 @@ def test_iteration_goes_on_whatever_changes() -> None:
             elif action == 1 and len(cache) < 20:
                 cache[other] = other
             elif action == 2:
-                resize(cache, 40)
+                cache.resize(40)
             if len(given) > 200:
                 break
         assert given.count(7) == 1 == (stays == 7)
@@ -325,14 +325,14 @@ def test_threads_hammer_one_cache(policy: str) -> None:
             if action < 3:
                 number = next(numbers)
                 put_in.append(number)
-                put(cache, key, number, ttl=None if action else 1e-5, priority=key.name % 2 if isinstance(key, Key) else 0)
+                cache.put(key, number, ttl=None if action else 1e-5, priority=key.name % 2 if isinstance(key, Key) else 0)
             elif action < 6:
                 cache.get(key)
             elif action == 6:
                 cache.pop(key, None)
             else:
                 list(cache)
-        resize(cache, rng.choice([20, 50]))
+        cache.resize(rng.choice([20, 50]))
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -340,7 +340,7 @@ def test_threads_hammer_one_cache(policy: str) -> None:
         together([lambda seed=seed: work(seed) for seed in range(4)])  # type: ignore[misc]
     finally:
         sys.setswitchinterval(interval)
-    resize(cache, 50)
+    cache.resize(50)
     cache.expire()
     assert sorted(heard + list(check(cache).values())) == sorted(put_in)
 

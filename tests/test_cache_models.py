@@ -10,16 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cache_models import EXACT, Model
 from mempool.cache import Cache, Cause
-from mempool.cache._policies import walk
 from mempool.cache.policies import POLICIES
 
-UNBOUNDED = 1 << 63
 KEYS = st.integers(0, 24)
 INEXACT = sorted({policy.order for policy in POLICIES.values()} - set(EXACT) - {"none"})
-
-
-def resize(cache: Cache[Any, Any], bound: int, weighed: bool) -> None:
-    cache._bounds(bound, UNBOUNDED if weighed else bound)
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -116,7 +110,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(bound=st.integers(0, 24), wide=st.booleans())
     def resize(self, bound: int, wide: bool) -> None:
         self.bound = bound * (7 if wide else 1)
-        resize(self.cache, self.bound, self.weighed)
+        self.cache.resize(self.bound)
         self.settle()
         if self.model:
             self.model.resize(self.bound)
@@ -134,7 +128,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         if not hasattr(self, "cache"):
             return
-        assert dict(walk(self.cache, 2)) == self.held
+        assert dict(self.cache.items()) == self.held
         assert len(self.cache) == len(self.held)
         assert self.cache.currsize == sum(size for _, size in self.held.values()) <= self.bound
         if self.model:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_kit import Key, check, put, resize
+from cache_attackers import Key, check
 from mempool.cache import Cache, CacheFull
 from support import DEADLINE, start
 
@@ -236,10 +236,10 @@ def test_equality_that_changes_the_cache(operation: str, change: str) -> None:
             del cache[stored]
             del cache[3]
         elif change == "grow":
-            resize(cache, 1_000)
+            cache.resize(1_000)
             cache.update((number, number) for number in range(100, 300))
         elif change == "shrink":
-            resize(cache, 2)
+            cache.resize(2)
         elif change == "evict":
             cache.update((number, number) for number in range(100, 120))
         elif change == "overwrite":
@@ -366,12 +366,12 @@ def test_references_are_counted_exactly() -> None:
         cache.popitem()
     cache[key] = value
     cache.clear()
-    put(cache, key, value, ttl=1e-9)
+    cache.put(key, value, ttl=1e-9)
     while key in cache:
         pass
     assert cache.get(key) is None
-    put(cache, key, value, priority=3)
-    resize(cache, 0)
+    cache.put(key, value, priority=3)
+    cache.resize(0)
     assert references(key, twin, value, other) == none
 
 
@@ -412,7 +412,7 @@ def test_nothing_is_left_behind() -> None:
         for policy in ("lru", "fifo", "random", "lfu", "sieve", "s3fifo"):
             cache: Cache[Any, Any] = Cache(20, policy=policy, on_evict=lambda *_: None)
             for number in range(60):
-                put(cache, Key(number, number % 7), [number], ttl=100, priority=number % 3)
+                cache.put(Key(number, number % 7), [number], ttl=100, priority=number % 3)
                 cache.get(Key(number - 5, (number - 5) % 7))
             next(iter(cache.items()))
             cache[0] = cache

@@ -26,6 +26,7 @@ cdef struct Fresh:         # what is to be put; the objects are borrowed
     PyObject *key
     PyObject *value
     PyObject *note
+    PyObject *claim        # of the load that it comes from, or NULL
     uint64_t size
     double now
     double lifetime
@@ -82,8 +83,10 @@ cdef class Contents:
     cdef object listener
     cdef object account        # charged for the table's own memory
     cdef object pins
+    cdef object loads          # told of keys that are written or removed while some are loaded
+    cdef dict loading          # its loads that go on
     cdef uint64_t charged
-    cdef uint64_t hits, misses, insertions, listener_errors
+    cdef uint64_t hits, misses, insertions, rejections, listener_errors
     cdef uint64_t left[CAUSES]
     cdef object __weakref__
 
@@ -92,7 +95,10 @@ cdef class Contents:
         cdef double said
         if self.clock is None:
             return table_clock()
-        said = self.clock()
+        told = self.clock()
+        if not isinstance(told, (int, float)):
+            raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
+        said = told
         if said != said:
             raise ValueError("the clock of a cache said nan")
         return said
