@@ -17,8 +17,9 @@ cdef enum:  # who may not be evicted: nobody, those without a deadline, all
 cdef enum:
     CAUSES = 8
     MOST_SLOTS = 0xFFFFFFF0
+    MOST_TRIES = 1000
 
-cdef uint64_t UNBOUNDED = <uint64_t>1 << 63
+cdef uint64_t UNBOUNDED = (<uint64_t>1 << 63) - 1   # two of it can be added
 cdef uint32_t FAILED = 0xFFFFFFFF
 
 cdef struct Fresh:         # what is to be put; the objects are borrowed
@@ -32,6 +33,10 @@ cdef struct Fresh:         # what is to be put; the objects are borrowed
     uint32_t hash
     int16_t level
     bint untracked
+
+cdef struct Asked:         # the last key of the table that was compared by its own code, and what that said
+    PyObject *key          # owned, or NULL
+    int same
 
 cdef struct Gone:          # what left; the objects are owned
     PyObject *key
@@ -67,7 +72,7 @@ cdef class Contents:
     cdef uint64_t allowed      # what pressure leaves of it
     cdef uint64_t most         # entries
     cdef uint64_t fixed, fixed_count   # sizes and number of entries that no policy may choose
-    cdef uint32_t changes      # of where entries are: a lookup that ran foreign code begins again
+    cdef uint32_t changes      # entries moved in the index: a lookup that ran foreign code begins again
     cdef uint32_t burying      # slots that left and are not free yet
     cdef int weighing
     cdef bint ttls             # some entry has, or had, a deadline
@@ -156,10 +161,12 @@ cdef class Contents:
         cdef uint32_t next, first = NIL
         cdef Gone gone
         error = None
+        table_lock(&self.mutex)
         while grave != NIL:
             next = self.store.entries[grave].next
             self.store.entries[grave].next = first
             first, grave = grave, next
+        table_unlock(&self.mutex)
         while first != NIL:
             table_lock(&self.mutex)
             next = self.store.entries[first].next

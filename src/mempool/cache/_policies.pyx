@@ -12,12 +12,12 @@ It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes
 between two looks, and what leaves is dropped, counted and told after it has left.
 """
 cimport cython
-from cpython.object cimport PyTypeObject, inquiry, traverseproc
+from cpython.object cimport PyTypeObject, destructor, inquiry, traverseproc
 from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
 cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, TooLarge, log, real_bytes, shown, urandom, weak_reference
@@ -34,6 +34,10 @@ include "_entries.pxi"
 include "_expiry.pxi"
 include "_policy.pxi"
 include "_lru.pxi"
+include "_lfu.pxi"
+include "_sieve.pxi"
+include "_ghosts.pxi"
+include "_s3fifo.pxi"
 include "_order.pxi"
 include "_loading.pxi"
 include "_leaving.pxi"

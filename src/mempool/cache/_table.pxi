@@ -70,40 +70,70 @@ cdef class Table(Contents):
         return self.seek_slowly(key, hash)
 
     cdef uint32_t seek_slowly(self, PyObject *key, uint32_t hash) except? 0xFFFFFFFF:
-        """Where `__eq__` must be asked. It runs unlocked; if the table changed meanwhile, all begins again."""
-        cdef Store *store = &self.store
-        cdef uint32_t at, slot, changes
-        cdef int same
+        """Where `__eq__` must be asked."""
+        cdef Asked asked
+        cdef uint32_t slot, changes
+        asked.key = NULL
         table_lock(&self.mutex)
-        changes = self.changes
-        at = hash & store.mask
+        while True:
+            slot = self.seek_asking(key, hash, &asked)
+            if asked.key is NULL:
+                return slot
+            changes = self.changes
+            table_unlock(&self.mutex)
+            drop(asked.key)  # the last reference, if the key left meanwhile
+            asked.key = NULL
+            table_lock(&self.mutex)
+            if self.changes == changes:
+                return slot
+
+    cdef uint32_t seek_asking(self, PyObject *key, uint32_t hash, Asked *asked) except? 0xFFFFFFFF:
+        """Foreign code runs unlocked. If entries moved meanwhile, all begins again, but the one just asked is not asked again."""
+        cdef Store *store = &self.store
+        cdef uint32_t slot, changes = self.changes, begun = 0
+        cdef uint32_t at = hash & store.mask
+        cdef int same
         while store.cells is not NULL and store.cells[at].slot != NIL:
             slot = store.cells[at].slot
             same = 0
             if store.cells[at].hash == hash:
                 same = table_same(store.entries[slot].key, key)
                 if same < 0:
-                    same = self.ask(store.entries[slot].key, key)
-                if self.changes != changes:
-                    changes = self.changes
-                    at = hash & store.mask
-                    continue
-            if same:
+                    same = self.ask(store.entries[slot].key, key, asked)
+            if self.changes != changes:
+                begun += 1
+                if begun == MOST_TRIES:
+                    self.give_up(asked)
+                changes = self.changes
+                at = hash & store.mask
+            elif same:
                 return slot
-            at = (at + 1) & store.mask
+            else:
+                at = (at + 1) & store.mask
         return NIL
 
-    cdef int ask(self, PyObject *stored, PyObject *key) except -1:
+    cdef int ask(self, PyObject *stored, PyObject *key, Asked *asked) except -1:
         """Whether they are equal, by their own code."""
-        cdef int same
+        cdef PyObject *former = asked.key
+        if stored is former:
+            return asked.same
+        asked.key = stored
         keep_alive(stored)
         table_unlock(&self.mutex)
         try:
-            same = same_by_code(stored, key, 2)  # Py_EQ
-        finally:
+            Py_XDECREF(former)
+            asked.same = same_by_code(stored, key, 2)  # Py_EQ
+        except BaseException:
+            asked.key = NULL
             drop(stored)
+            raise
         table_lock(&self.mutex)
-        return same
+        return asked.same
+
+    cdef int give_up(self, Asked *asked) except -1:
+        table_unlock(&self.mutex)
+        drop(asked.key)
+        raise RuntimeError(f"the cache changed at each of {MOST_TRIES} comparisons of a key")
 
     cdef PyObject *find(self, PyObject *key, Py_hash_t full) except? NULL:
         """A new reference to the value; NULL without an error: there is none. Counts, and tells the policy."""
@@ -275,7 +305,7 @@ cdef class Table(Contents):
             raise TypeError(f"getsizeof must return an int, not {size!r}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
-        return UNBOUNDED if size > UNBOUNDED else size
+        return UNBOUNDED + 1 if size > UNBOUNDED else size
 
     def __setitem__(self, key, value):
         self.insert(key, value, self.lifetime, 0, None, True, None)
@@ -328,7 +358,7 @@ cdef class Table(Contents):
                 self.bury(grave)
         if done < 0:
             self.rejections += 1
-            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted")
+            raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
         return done
 
     cdef int open(self, int level) except -1:
@@ -397,7 +427,6 @@ cdef class Table(Contents):
             store.sizes[slot] = fresh.size
         store.total += fresh.size
         store.count += 1
-        self.changes += 1
         index_add(store, fresh.hash, slot)
         if store.extras is NULL:
             self.order.plain.added(slot)
