@@ -162,7 +162,9 @@ cdef class Table(Contents):
     cdef uint64_t weigh(self, value) except? 0xFFFFFFFFFFFFFFFF:
         if self.weighing == UNIT:
             return 1
-        size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
+        if self.weighing == REAL:
+            return values.weigh(<PyObject *>value)
+        size = self.getsizeof(value)
         if not isinstance(size, int):
             raise TypeError(f"getsizeof must return an int, not {shown(size)}")
         if size < 0:
@@ -193,28 +195,31 @@ cdef class Table(Contents):
         self.order.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
-        cdef int done = self.place(slot, &fresh, replace, &old, &grave)
+        cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
+        if self.pins is not None and self.pins.total:
+            self.pins.readmit(<PyObject *>value)
         if old.value is not NULL:
             self.part(&old)
         if grave != NIL:
             self.bury(grave)
+        settle(self, slot, <PyObject *>value)
         if done < 0:
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
         return done
 
-    cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
+    cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot != NIL and not replace and not self.is_over(slot, fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
             return 0
-        if not self.fits(slot, fresh):
+        if not self.fits(slot[0], fresh):
             return -1
-        if slot == NIL:
-            slot = self.fill(fresh)
+        if slot[0] == NIL:
+            slot[0] = self.fill(fresh)
         else:
-            self.swap(slot, fresh, old)
+            self.swap(slot[0], fresh, old)
         self.insertions += 1
-        self.evict(slot, EVICTED, grave)
+        self.evict(slot[0], EVICTED, grave)
         return 1
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
@@ -396,6 +401,7 @@ cdef class Table(Contents):
             slot = heap_due(&self.store, now)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
         return count
 
     # ---- bounds ----
@@ -412,6 +418,11 @@ cdef class Table(Contents):
             self.expire()
         return self.store.total
 
+    @property
+    def pinned(self):
+        """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
+        return 0 if self.pins is None else self.pins.total
+
     def _bounds(self, bound, most):
         """Change the bounds; what is beyond them leaves."""
         cdef uint32_t grave = NIL
@@ -423,6 +434,7 @@ cdef class Table(Contents):
         self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
 
     def __dealloc__(self):
         empty(self)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import TypeVar
 
 from mempool._core import Account
-from mempool.cache._policies import Table, walk
+from mempool.cache._policies import Pins, Table, walk
 from mempool.cache.policies import DEFAULT, POLICIES
 from mempool.cache.records import Cause
 from mempool.units import parse_size, shown
@@ -56,7 +56,7 @@ class Cache(Table, MutableMapping[K, V]):
             clock,
             on_evict,
             Account(self.name, parent=_caches),
-            None,
+            Pins() if bytes_bound else None,
             chosen.fixing,
             chosen.soonest,
         )
