@@ -169,7 +169,7 @@ cdef object held_by(Buffer buffer):
 
 
 cdef Py_ssize_t weigh(PyObject *value) except -1:
-    """See `real_bytes`."""
+    """See `mempool.cache.weighing.real_bytes`."""
     cdef mp_block *block
     if is_bytes(value):
         return BYTES_HEAD + bytes_length(value)
@@ -277,7 +277,7 @@ cdef Py_ssize_t size_of(object value) except -1:
 
 
 cdef PyObject *anchor(PyObject *value) except? NULL:
-    """See `_anchor`."""
+    """See `mempool.cache.weighing.anchor`. A new reference; NULL without an error: none."""
     cdef Py_ssize_t steps
     cdef object at = <object>value, found = None, following
     if not exports(value) and not is_kind(value, <PyTypeObject *>_Chain):
@@ -321,22 +321,3 @@ cdef int seen(PyObject *value, Py_ssize_t own) noexcept:
 cdef weighing_functions _functions
 _functions.weigh, _functions.anchor, _functions.seen = weigh, anchor, seen
 _weighing = PyCapsule_New(&_functions, "mempool._core._weighing", NULL)
-
-
-def _real_bytes(value, /):
-    return weigh(<PyObject *>value)
-
-
-def _anchor(value, /):
-    """Return the object whose death frees the memory of a value: None if that cannot be seen from here, or frees nothing."""
-    cdef PyObject *found = anchor(<PyObject *>value)
-    if found is NULL:
-        return None
-    kept = <object>found
-    Py_DECREF(kept)
-    return kept
-
-
-def _seen(value, Py_ssize_t own, /):
-    """Whether anybody but the caller, who has `own` references to it, keeps the memory of a value: 0, 1, or 2 if nobody knows."""
-    return seen(<PyObject *>value, own)

@@ -15,7 +15,6 @@
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
     PyObject *dict_find "PyDict_GetItemWithError"(dict, object)
-    bint exports "PyObject_CheckBuffer"(PyObject *)
     void report "PyErr_WriteUnraisable"(object)
 
 cdef extern from *:
@@ -27,26 +26,6 @@ cdef extern from *:
     #endif
     """
     bint MP_COUNTS_ARE_EXACT
-
-cdef inline object taken(PyObject *owned):
-    """The object of a reference that is owned."""
-    value = <object>owned
-    drop(owned)
-    return value
-
-
-cdef struct weighing_functions:  # as in _core's _weighing.pxi
-    Py_ssize_t (*weigh)(PyObject *value) except -1
-    PyObject *(*anchor)(PyObject *value) except? NULL
-    int (*seen)(PyObject *value, Py_ssize_t own) noexcept
-
-cdef weighing_functions *values = <weighing_functions *>PyCapsule_GetPointer(_core_weighing, "mempool._core._weighing")
-
-
-cdef inline bint is_seen(PyObject *value) noexcept:
-    """Whether the memory of a value of the table would stay if the value went: somebody else is known to keep it."""
-    return exports(value) and values.seen(value, 1) == 1
-
 
 @cython.final
 cdef class _Pin:

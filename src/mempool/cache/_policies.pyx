@@ -4,9 +4,10 @@
 """The compiled part of caches: a table of entries, and the policies that say which of them goes next.
 
 Read the parts in this order: `_keys.pxi` (comparing keys, the lock, the clock), `_entries.pxi` (slots and index), `_expiry.pxi`
-(deadlines), `_policy.pxi` (what a policy is), one file a policy, `_order.pxi` (policies by name and by priority), `_pins.pxi`
-(memory that evicted values leave to others), `_leaving.pxi` (what becomes of what leaves), `_passing.pxi` (eviction that goes on), `_table.pxi` (lookup, insertion, removal), `_collector.pxi` (garbage) and `_walk.pxi`
-(iteration).
+(deadlines), `_policy.pxi` (what a policy is), one file a policy, `_order.pxi` (policies by name and by priority), `_values.pxi`
+(what values keep in memory), `_pins.pxi` (memory that evicted values leave to others), `_leaving.pxi` (what becomes of what
+leaves), `_passing.pxi` (eviction that goes on), `_table.pxi` (lookup, insertion, removal), `_collector.pxi` (garbage) and
+`_walk.pxi` (iteration).
 
 It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes and weights are taken before, foreign `__eq__` runs
 between two looks, and what leaves is dropped, counted and told after it has left.
@@ -34,6 +35,7 @@ include "_expiry.pxi"
 include "_policy.pxi"
 include "_lru.pxi"
 include "_order.pxi"
+include "_values.pxi"
 include "_pins.pxi"
 include "_leaving.pxi"
 include "_passing.pxi"

@@ -197,12 +197,12 @@ cdef class Table(Contents):
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
-        if self.pins is not None and self.pins.total:
-            self.pins.readmit(<PyObject *>value)
         if old.value is not NULL:
             self.part(&old)
         if grave != NIL:
             self.bury(grave)
+        if self.pins is not None and self.pins.total:
+            self.pins.readmit(<PyObject *>value)
         settle(self, slot, <PyObject *>value)
         if done < 0:
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
