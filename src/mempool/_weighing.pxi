@@ -6,7 +6,7 @@
 # Weights and anchors are asked with Python allowed. `is_seen` is asked while a cache looks for a victim, where none is: it follows
 # plain pointers, and where it would have to ask an object it says that it does not know.
 #
-# The second extension, which is linked against nothing here, has these three functions through the capsule `_weighing`.
+# The second extension, which is linked against nothing here, has these functions through the capsule `_weighing`.
 from sys import getsizeof as _sys_getsizeof, modules as _modules
 
 cdef object _getsizeof = _sys_getsizeof
@@ -59,6 +59,7 @@ cdef struct weighing_functions:
     Py_ssize_t (*weigh)(PyObject *value) except -1
     PyObject *(*anchor)(PyObject *value) except? NULL  # a new reference; NULL without an error: nothing to wait for
     int (*seen)(PyObject *value, Py_ssize_t own) noexcept
+    void (*adopt)(PyObject *value) noexcept
 
 
 cdef Py_ssize_t BYTES_HEAD = _sys_getsizeof(b"")
@@ -318,6 +319,13 @@ cdef int seen(PyObject *value, Py_ssize_t own) noexcept:
     return UNSEEN if kind_of(value) is <PyTypeObject *>Buffer else UNKNOWN
 
 
+cdef void adopt(PyObject *value) noexcept:
+    """A cache has it: if it is a lease, then to drop it is how it is meant to end, and no leak."""
+    if kind_of(value) is <PyTypeObject *>Buffer:
+        with cython.critical_section(<Buffer>value):
+            (<Buffer>value)._flags |= OURS
+
+
 cdef weighing_functions _functions
-_functions.weigh, _functions.anchor, _functions.seen = weigh, anchor, seen
+_functions.weigh, _functions.anchor, _functions.seen, _functions.adopt = weigh, anchor, seen, adopt
 _weighing = PyCapsule_New(&_functions, "mempool._core._weighing", NULL)

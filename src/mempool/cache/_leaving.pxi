@@ -181,8 +181,10 @@ cdef class Contents:
 
     cdef int let_go(self, Gone *gone) except -1:
         """Drop the value. What an eviction did not free yet is counted."""
-        if self.pins is not None and exports(gone.value):
-            if gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE:
+        if exports(gone.value):
+            if gone.cause != DELETED or refcount(gone.value) == 1:  # else somebody popped it, whose it is now
+                values.adopt(gone.value)
+            if self.pins is not None and (gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE):
                 return self.pins.drop(gone.value, gone.size)
         drop(gone.value)
         return 0

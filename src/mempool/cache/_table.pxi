@@ -317,8 +317,10 @@ cdef class Table(Contents):
     # ---- removal ----
 
     def __delitem__(self, key):
-        if self.remove(key, NULL, DELETED) is missing:
+        value = self.remove(key, NULL, DELETED)
+        if value is missing:
             raise KeyError(key)
+        values.adopt(<PyObject *>value)
 
     def pop(self, key, default=MISSING):
         """Remove a key and return its value, or the default; `KeyError` without one."""

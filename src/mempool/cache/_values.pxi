@@ -1,12 +1,14 @@
-# What values keep in memory, as the compiled core knows it: three functions of its own, by a capsule, as nothing is linked.
+# What values keep in memory, as the compiled core knows it: functions of its own, by a capsule, as nothing is linked.
 
 cdef extern from "Python.h":
     bint exports "PyObject_CheckBuffer"(PyObject *)
+    Py_ssize_t refcount "Py_REFCNT"(PyObject *)
 
 cdef struct weighing_functions:  # as in _core's _weighing.pxi
     Py_ssize_t (*weigh)(PyObject *value) except -1
     PyObject *(*anchor)(PyObject *value) except? NULL
     int (*seen)(PyObject *value, Py_ssize_t own) noexcept
+    void (*adopt)(PyObject *value) noexcept
 
 cdef weighing_functions *values = <weighing_functions *>PyCapsule_GetPointer(_core_weighing, "mempool._core._weighing")
 
