@@ -142,6 +142,14 @@ cdef class Pins:
             (<_Pin>pin).reference = None
         return pin is not None
 
+    cdef int welcome(self, PyObject *value) except -1:
+        """The cache has it again, or has it still in another place: it is counted there."""
+        try:
+            self.readmit(value)
+        except Exception:
+            report(self)  # it was put, and that much is certain
+        return 0
+
     cdef int drop(self, PyObject *value, uint64_t nbytes) except -1:
         """Drop the only reference that the cache has to an evicted value, and count what stays."""
         if MP_COUNTS_ARE_EXACT and values.seen(value, 1) == 0:
