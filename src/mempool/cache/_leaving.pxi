@@ -118,7 +118,7 @@ cdef class Contents:
         index_remove(store, slot)
         if store.extras is not NULL:
             heap_remove(store, slot)
-        self.dismiss(slot, cause == EVICTED)
+        self.dismiss(slot, cause == EVICTED or cause == PRESSURE)
         store.total -= size_of(store, slot)
         store.count -= 1
         self.left[cause] += 1

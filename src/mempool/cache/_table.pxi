@@ -424,6 +424,61 @@ cdef class Table(Contents):
         table_unlock(&self.mutex)
         self.bury(grave)
 
+    # ---- pressure ----
+
+    def _limits(self):
+        """Return the sum of sizes, what is allowed of it now, and its bound."""
+        return self.store.total, self.allowed, self.bound
+
+    def _allow(self, total):
+        """Allow less than the bound for a while; what is beyond that leaves."""
+        cdef uint32_t grave = NIL
+        cdef uint64_t wanted = min(max(total, 0), UNBOUNDED)
+        table_lock(&self.mutex)
+        self.allowed = min(wanted, self.bound)
+        self.order.limit(self.allowed)
+        self.evict(NIL, PRESSURE, &grave)
+        table_unlock(&self.mutex)
+        self.bury(grave)
+
+    def _shrink(self, size, cause):
+        """Have entries of this size leave, those first that can be spared most; how many, and their sizes."""
+        cdef uint32_t slot, count = 0, grave = NIL
+        cdef uint64_t gone = 0, wanted = min(max(size, 0), UNBOUNDED)
+        self.expire()
+        table_lock(&self.mutex)
+        while gone < wanted:
+            slot = self.victim(NIL)
+            if slot == NIL:
+                break
+            gone += size_of(&self.store, slot)
+            count += 1
+            self.unlink(slot, cause, &grave)
+        table_unlock(&self.mutex)
+        self.bury(grave)
+        if count:
+            self.rest()
+        return count, gone
+
+    def _sample(self, uint32_t most):
+        """Return some of the values, at most so many, from all over the table."""
+        cdef uint32_t slot = 1, step = self.store.fresh // most if self.store.fresh > most else 1
+        cdef PyObject *value
+        found = []
+        while len(found) < most:
+            table_lock(&self.mutex)
+            while slot <= self.store.fresh and not is_entry(&self.store, slot):
+                slot += 1
+            if slot > self.store.fresh:
+                table_unlock(&self.mutex)
+                break
+            value = self.store.entries[slot].value
+            keep_alive(value)
+            slot += step
+            table_unlock(&self.mutex)
+            found.append(taken(value))
+        return found
+
     def __dealloc__(self):
         empty(self)
         store_free(&self.store)

@@ -9,6 +9,8 @@ from mempool._core import Account
 from mempool.cache._policies import Table, walk
 from mempool.cache.policies import DEFAULT, POLICIES
 from mempool.cache.records import Cause
+from mempool.cache.yielding import Estimate, Yielding
+from mempool.pressure.reclaim import register
 from mempool.units import parse_size, shown
 
 __all__ = ["Cache"]
@@ -22,7 +24,7 @@ _UNBOUNDED = 1 << 63
 _caches = Account("caches")
 
 
-class Cache(Table, MutableMapping[K, V]):
+class Cache(Yielding, MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare."""
 
     def __init__(
@@ -60,6 +62,8 @@ class Cache(Table, MutableMapping[K, V]):
             chosen.fixing,
             chosen.soonest,
         )
+        self._estimate = None if bytes_bound else Estimate()
+        register(self)
 
     def __missing__(self, key: K) -> V:
         raise KeyError(key)
