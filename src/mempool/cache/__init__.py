@@ -2,5 +2,7 @@
 
 from mempool.cache.cache import Cache
 from mempool.cache.records import CacheFull, CacheStats, Cause
+from mempool.cache.weak import WeakCache, WeakCacheStats
+from mempool.cache.weak_keys import WeakKeyCache
 
-__all__ = ["Cache", "CacheFull", "CacheStats", "Cause"]
+__all__ = ["Cache", "CacheFull", "CacheStats", "Cause", "WeakCache", "WeakCacheStats", "WeakKeyCache"]

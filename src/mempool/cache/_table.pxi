@@ -473,6 +473,10 @@ cdef class Table(Contents):
             self.rest()
         return count, gone
 
+    def _tally(self):
+        """Return hits, misses, and how many left for each cause."""
+        return self.hits, self.misses, tuple([self.left[cause] for cause in range(CAUSES)])
+
     def _sample(self, uint32_t most):
         """Return some of the values, at most so many, from all over the table."""
         cdef uint32_t slot = 1, step = self.store.fresh // most if self.store.fresh > most else 1

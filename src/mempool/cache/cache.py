@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import TypeVar
 
 from mempool._core import Account
-from mempool.cache._policies import Table, walk
+from mempool.cache._policies import walk
 from mempool.cache.policies import DEFAULT, POLICIES
 from mempool.cache.records import Cause
 from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size, shown
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "caches_account"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -21,7 +21,7 @@ V = TypeVar("V")
 _UNIT, _REAL, _OWN = 0, 1, 2
 _UNBOUNDED = 1 << 63
 
-_caches = Account("caches")
+caches_account = Account("caches")
 
 
 class Cache(Yielding, MutableMapping[K, V]):
@@ -57,7 +57,7 @@ class Cache(Yielding, MutableMapping[K, V]):
             math.inf if ttl is None else ttl,
             clock,
             on_evict,
-            Account(self.name, parent=_caches),
+            Account(self.name, parent=caches_account),
             None,
             chosen.fixing,
             chosen.soonest,

@@ -4,11 +4,11 @@
     allowed    |---------------------------|  -> -> ->         what a monitor left of it; grows back at its polls
     holds      |-----------------------|
 
-What is held counts in bytes, whatever the bound counts in: exactly under `max_bytes`, as an estimate from a sample of the values under
-`maxsize`.
+What is held counts in bytes, whatever the bound counts in: exactly under `max_bytes`, as an estimate from a sample of the values
+under `maxsize`.
 
-Only a monitor lowers what is allowed, as only a monitor gives it back: `shrink` that somebody else calls, a cleanup say, takes content
-and no more.
+Only a monitor lowers what is allowed, as only a monitor gives it back: `shrink` that somebody else calls, a cleanup say, takes
+content and no more.
 """
 
 import operator
@@ -20,10 +20,10 @@ from mempool.cache.weighing import real_bytes
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
-__all__ = ["Estimate", "Yielding", "share_of"]
+__all__ = ["ENDLESS", "Estimate", "Yielding", "share_of"]
 
 _PARTS = 20  # a step is one of so many
-_ENDLESS = 1 << 63  # the bound of a table that has none
+ENDLESS = 1 << 63  # the bound of a table that has none
 
 _SAMPLE = 32  # values that are weighed
 _KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
@@ -61,7 +61,7 @@ def share_of(nbytes: int, total: int, held: int) -> int:
     try:
         wanted = operator.index(nbytes)
     except TypeError:
-        raise TypeError(f"nbytes must be a number of bytes, not {shown(nbytes)}") from None
+        raise TypeError(f"nbytes must be a number of bytes, not {nbytes!r}") from None
     if wanted < 0:
         raise ValueError(f"nbytes must not be negative, got {shown(wanted)}")
     return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
@@ -70,7 +70,7 @@ def share_of(nbytes: int, total: int, held: int) -> int:
 class Yielding(Table):
     """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
 
-    _whole = _ENDLESS  # what it grows back to; of one without a bound: what it held
+    _whole = ENDLESS  # what it grows back to; of one without a bound: what it held
     _estimate: Estimate | None = None  # None: sizes are bytes
 
     @property
@@ -103,7 +103,7 @@ class Yielding(Table):
         _, gone = self._shrink(goal, Cause.PRESSURE)
         if grow_later(self):
             if allowed == bound:
-                self._whole = bound if bound < _ENDLESS else total
+                self._whole = bound if bound < ENDLESS else total
             self._allow(self._limits()[0])
         return gone * held // total
 
