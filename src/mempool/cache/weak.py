@@ -253,11 +253,13 @@ class WeakCache(WeakMapping[K, V]):
 
     def _refer(self, key: K, value: V) -> _Reference:
         try:
-            return _Reference(value, self._collect, key)
+            made = _Reference(value, self._collect)
         except TypeError:
             raise TypeError(
                 f"a WeakCache holds what can be referred to weakly, not {type(value).__qualname__}"
             ) from None
+        made.key, made.left = key, False
+        return made
 
     def __setitem__(self, key: K, value: V) -> None:
         reference = self._refer(key, value)

@@ -63,6 +63,14 @@ class WeakMapping(MutableMapping[K, V]):
             raise KeyError(key)
         return default
 
+    def update(self, other: Any = (), /, **named: Any) -> None:
+        """Put all entries of a mapping or of an iterable of pairs; one that is no mapping is read to its end before."""
+        pairs = other.items() if hasattr(other, "items") else dict(() if other is None else other).items()
+        for key, value in pairs:
+            self[key] = value
+        for name, value in named.items():
+            self[cast(K, name)] = value
+
     def __iter__(self) -> Iterator[K]:
         return (key for key, _ in self._alive())
 
