@@ -311,6 +311,9 @@ class WeakCache(WeakMapping[K, V]):
     def clear(self) -> None:
         """Remove all entries."""
         self._references.clear()
+        band = self._band
+        if band is not None and not len(band):
+            band.clear()  # gives its own memory back
 
     def expire(self) -> int:
         """Remove what is past its time; how many entries."""
