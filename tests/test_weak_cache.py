@@ -119,7 +119,9 @@ def test_a_dead_reference_does_not_remove_what_came_after_it() -> None:
     assert cache.get("key") is newer
 
 
-@pytest.mark.parametrize("kind", [mempool.Buffer, np.ndarray, mempool.BufferPool, set, frozenset, type, weakref.WeakSet])
+@pytest.mark.parametrize(
+    "kind", [mempool.Buffer, np.ndarray, mempool.BufferPool, set, frozenset, type, weakref.WeakSet]
+)
 def test_values_of_many_kinds(kind: type) -> None:
     made: dict[type, Callable[[], Any]] = {
         mempool.Buffer: lambda: mempool.acquire(100),

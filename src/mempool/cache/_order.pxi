@@ -13,6 +13,7 @@ cdef dict POLICIES = {
 }
 
 
+@cython.no_gc  # the collector would take its policies from it before the table that calls them is cleared
 cdef class Order:
     """The policies of one table. Nearly every table has one: that of priority 0."""
 

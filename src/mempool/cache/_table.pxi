@@ -479,7 +479,7 @@ cdef class Table(Contents):
 
     def _sample(self, uint32_t most):
         """Return some of the values, at most so many, from all over the table."""
-        cdef uint32_t slot = 1, step = self.store.fresh // most if self.store.fresh > most else 1
+        cdef uint32_t slot = 1, step = self.store.fresh // most | 1  # odd: values may alternate
         cdef PyObject *value
         found = []
         while len(found) < most:
