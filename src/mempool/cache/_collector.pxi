@@ -32,6 +32,7 @@ cdef void empty(Contents table) noexcept:
     for slot in range(1, store.fresh + 1):
         if store.entries[slot].key is not NULL:
             drop(store.entries[slot].key)
+            values.adopt(store.entries[slot].value)
             drop(store.entries[slot].value)
             if store.extras is not NULL:
                 Py_XDECREF(store.extras[slot].note)

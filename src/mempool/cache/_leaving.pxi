@@ -48,13 +48,6 @@ MISSING = object()
 cdef object missing = MISSING
 
 
-cdef inline object taken(PyObject *owned):
-    """The object of a reference that is owned."""
-    value = <object>owned
-    drop(owned)
-    return value
-
-
 @cython.no_gc_clear
 cdef class Contents:
     """Entries, the order in which they go, and the bounds that make them."""
@@ -76,7 +69,8 @@ cdef class Contents:
     cdef object clock          # None: the monotonic one
     cdef object listener
     cdef object account        # charged for the table's own memory
-    cdef object pins
+    cdef Pins pins             # None: it is not bytes that are bounded
+    cdef uint64_t looks        # at entries that may be viewed, which writes have paid for
     cdef uint64_t charged
     cdef uint64_t hits, misses, insertions, listener_errors
     cdef uint64_t left[CAUSES]
@@ -182,12 +176,25 @@ cdef class Contents:
 
     cdef int part(self, Gone *gone) except -1:
         """Tell who wants to know, then drop. Raises only what ends programs."""
-        key, value = taken(gone.key), taken(gone.value)
+        key = taken(gone.key)
         note = None if gone.note is NULL else taken(gone.note)
-        if note is not None:
-            note.gone()
-        if self.listener is not None:
-            self.tell(key, value, gone.cause)
+        try:
+            if note is not None:
+                note.gone()
+            if self.listener is not None:
+                self.tell(key, <object>gone.value, gone.cause)
+        finally:
+            self.let_go(gone)
+        return 0
+
+    cdef int let_go(self, Gone *gone) except -1:
+        """Drop the value. What an eviction did not free yet is counted."""
+        if exports(gone.value):
+            if gone.cause != DELETED or refcount(gone.value) == 1:  # else somebody popped it, whose it is now
+                values.adopt(gone.value)
+            if self.pins is not None and (gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE):
+                return self.pins.drop(gone.value, gone.size)
+        drop(gone.value)
         return 0
 
     cdef int tell(self, key, value, int cause) except -1:

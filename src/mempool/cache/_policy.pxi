@@ -94,6 +94,10 @@ cdef class Policy:
         """Who goes next, never `keep`; NIL: nobody. It stays linked until `removed`."""
         return NIL
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        """Who would go if that one, who would, did not: a look that changes nothing. NIL: nobody; itself: there is no telling."""
+        return slot
+
     cdef void clear(self) noexcept nogil:
         """All are gone: forget them, and who was here before."""
 

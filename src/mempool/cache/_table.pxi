@@ -162,7 +162,9 @@ cdef class Table(Contents):
     cdef uint64_t weigh(self, value) except? 0xFFFFFFFFFFFFFFFF:
         if self.weighing == UNIT:
             return 1
-        size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
+        if self.weighing == REAL:
+            return values.weigh(<PyObject *>value)
+        size = self.getsizeof(value)
         if not isinstance(size, int):
             raise TypeError(f"getsizeof must return an int, not {shown(size)}")
         if size < 0:
@@ -194,7 +196,7 @@ cdef class Table(Contents):
             self.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
-        cdef int done = self.place(slot, &fresh, replace, &old, &grave)
+        cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -202,6 +204,10 @@ cdef class Table(Contents):
         finally:
             if grave != NIL:
                 self.bury(grave)
+        if self.pins is not None and self.pins.total:
+            if done > 0:
+                self.pins.welcome(<PyObject *>value)
+            settle(self, slot, <PyObject *>value)
         if done < 0:
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
         return done
@@ -216,18 +222,18 @@ cdef class Table(Contents):
             table_unlock(&self.mutex)
         return 0
 
-    cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
+    cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot != NIL and not replace and not self.is_over(slot, fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
             return 0
-        if not self.fits(slot, fresh):
+        if not self.fits(slot[0], fresh):
             return -1
-        if slot == NIL:
-            slot = self.fill(fresh)
+        if slot[0] == NIL:
+            slot[0] = self.fill(fresh)
         else:
-            self.swap(slot, fresh, old)
+            self.swap(slot[0], fresh, old)
         self.insertions += 1
-        self.evict(slot, EVICTED, grave)
+        self.evict(slot[0], EVICTED, grave)
         return 1
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
@@ -325,8 +331,10 @@ cdef class Table(Contents):
     # ---- removal ----
 
     def __delitem__(self, key):
-        if self.remove(key, NULL, DELETED) is missing:
+        value = self.remove(key, NULL, DELETED)
+        if value is missing:
             raise KeyError(key)
+        values.adopt(<PyObject *>value)
 
     def pop(self, key, default=MISSING):
         """Remove a key and return its value, or the default; `KeyError` without one."""
@@ -387,6 +395,7 @@ cdef class Table(Contents):
         count = self.store.count
         for slot in range(1, self.store.fresh + 1):
             if is_entry(&self.store, slot):
+                values.adopt(self.store.entries[slot].value)
                 self.unlink(slot, cause, &grave)
         self.order.clear()
         table_unlock(&self.mutex)
@@ -409,6 +418,7 @@ cdef class Table(Contents):
             slot = heap_due(&self.store, now)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
         return count
 
     # ---- bounds ----
@@ -425,6 +435,11 @@ cdef class Table(Contents):
             self.expire()
         return self.store.total
 
+    @property
+    def pinned(self):
+        """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
+        return 0 if self.pins is None else self.pins.total
+
     def _bounds(self, bound, most):
         """Change the bounds; what is beyond them leaves."""
         cdef uint32_t grave = NIL
@@ -436,6 +451,7 @@ cdef class Table(Contents):
         self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
 
     # ---- pressure ----
 
@@ -455,23 +471,31 @@ cdef class Table(Contents):
         self.bury(grave)
 
     def _shrink(self, size, cause):
-        """Have entries of this size leave, those first that can be spared most; how many, and their sizes."""
-        cdef uint32_t slot, count = 0, grave = NIL
-        cdef uint64_t gone = 0, wanted = min(max(size, 0), UNBOUNDED)
+        """Have entries of this size leave, those first that can be spared most; how many, and their sizes.
+
+        Entries whose memory somebody else keeps stay: their going frees nothing.
+        """
+        cdef uint32_t slot, grave = NIL
+        cdef uint64_t total, count, wanted = min(max(size, 0), UNBOUNDED)
+        cdef int why = cause
         self.expire()
         table_lock(&self.mutex)
-        while gone < wanted:
+        total, count = self.store.total, self.store.count
+        cdef uint64_t goal = total - min(wanted, total)
+        while self.store.total > goal:
             slot = self.victim(NIL)
             if slot == NIL:
                 break
-            gone += size_of(&self.store, slot)
-            count += 1
-            self.unlink(slot, cause, &grave)
+            if is_seen(self.store.entries[slot].value):
+                shrink_unseen(self, goal, why, &grave)
+                break
+            self.unlink(slot, why, &grave)
+        total, count = total - self.store.total, count - self.store.count
         table_unlock(&self.mutex)
         self.bury(grave)
         if count:
             self.rest()
-        return count, gone
+        return count, total
 
     def _tally(self):
         """Return hits, misses, and how many left for each cause."""

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import TypeVar
 
 from mempool._core import Account
-from mempool.cache._policies import walk
+from mempool.cache._policies import Pins, walk
 from mempool.cache.policies import DEFAULT, POLICIES
 from mempool.cache.records import Cause
-from mempool.cache.yielding import Estimate, Yielding
-from mempool.pressure.reclaim import register
+from mempool.cache.yielding import Yielding
 from mempool.units import parse_size, shown
 
 __all__ = ["Cache", "caches_account"]
@@ -58,12 +57,11 @@ class Cache(Yielding, MutableMapping[K, V]):
             clock,
             on_evict,
             Account(self.name, parent=caches_account),
-            None,
+            Pins() if bytes_bound else None,
             chosen.fixing,
             chosen.soonest,
         )
-        self._estimate = None if bytes_bound else Estimate()
-        register(self)
+        self._begin_yielding(exact=bytes_bound)
 
     def __missing__(self, key: K) -> V:
         raise KeyError(key)

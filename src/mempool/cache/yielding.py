@@ -17,6 +17,7 @@ import time
 from mempool.cache._policies import Table
 from mempool.cache.records import Cause
 from mempool.cache.weighing import real_bytes
+from mempool.pressure.reclaim import register
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
@@ -72,6 +73,13 @@ class Yielding(Table):
 
     _whole = ENDLESS  # what it grows back to; of one without a bound: what it held
     _estimate: Estimate | None = None  # None: sizes are bytes
+
+    name: str
+
+    def _begin_yielding(self, *, exact: bool) -> None:
+        """Register; whether sizes are bytes."""
+        self._estimate = None if exact else Estimate()
+        register(self)
 
     @property
     def nbytes(self) -> int:
