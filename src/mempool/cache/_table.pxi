@@ -477,6 +477,73 @@ cdef class Table(Lookup):
         self.bury(grave)
         settle(self, NIL, NULL)
 
+    # ---- pressure ----
+
+    def _limits(self):
+        """Return the sum of sizes, what is allowed of it now, and its bound."""
+        return self.store.total, self.allowed, self.bound
+
+    def _allow(self, total):
+        """Allow less than the bound for a while; what is beyond that leaves."""
+        cdef uint32_t grave = NIL
+        cdef uint64_t wanted = min(max(total, 0), UNBOUNDED)
+        table_lock(&self.mutex)
+        self.allowed = min(wanted, self.bound)
+        self.order.limit(self.allowed)
+        self.evict(NIL, PRESSURE, &grave)
+        table_unlock(&self.mutex)
+        self.bury(grave)
+
+    def _shrink(self, size, cause):
+        """Have entries of this size leave, those first that can be spared most; how many, and their sizes.
+
+        Entries whose memory somebody else keeps stay: their going frees nothing.
+        """
+        cdef uint32_t slot, grave = NIL
+        cdef uint64_t total, count, wanted = min(max(size, 0), UNBOUNDED)
+        cdef int why = cause
+        self.expire()
+        table_lock(&self.mutex)
+        total, count = self.store.total, self.store.count
+        cdef uint64_t goal = total - min(wanted, total)
+        while self.store.total > goal:
+            slot = self.victim(NIL)
+            if slot == NIL:
+                break
+            if is_seen(self.store.entries[slot].value):
+                shrink_unseen(self, goal, why, &grave)
+                break
+            self.unlink(slot, why, &grave)
+        total, count = total - self.store.total, count - self.store.count
+        table_unlock(&self.mutex)
+        self.bury(grave)
+        if count:
+            self.rest()
+        return count, total
+
+    def _tally(self):
+        """Return hits, misses, and how many left for each cause."""
+        return self.hits, self.misses, tuple([self.left[cause] for cause in range(CAUSES)])
+
+    def _sample(self, uint32_t most):
+        """Return some of the values, at most so many, from all over the table."""
+        cdef uint32_t slot = 1, step = self.store.fresh // most | 1  # odd: values may alternate
+        cdef PyObject *value
+        found = []
+        while len(found) < most:
+            table_lock(&self.mutex)
+            while slot <= self.store.fresh and not is_entry(&self.store, slot):
+                slot += 1
+            if slot > self.store.fresh:
+                table_unlock(&self.mutex)
+                break
+            value = self.store.entries[slot].value
+            keep_alive(value)
+            slot += step
+            table_unlock(&self.mutex)
+            found.append(taken(value))
+        return found
+
     def __dealloc__(self):
         empty(self)
         self.charge(0)
