@@ -152,8 +152,8 @@ CYCLES: dict[str, Callable[[Cache[Any, Any], Any], object]] = {
     "timed": lambda cache, node: cache.put(cache, cache, ttl=1000, priority=4),
     "iterator": lambda cache, node: cache.update({1: iter(cache), 2: cache.items()}),
     "attribute": lambda cache, node: setattr(cache, "me", cache),
-    "listener": lambda cache, node: cache.__init__(5, on_evict=lambda *_: cache),  # type: ignore[misc]
-    "clock": lambda cache, node: cache.__init__(5, clock=lambda: cache and 0),  # type: ignore[misc]
+    "listener": lambda cache, node: cache.update({1: Cache(5, on_evict=lambda *_: cache)}),
+    "clock": lambda cache, node: cache.update({1: Cache(5, clock=lambda: cache and 0)}),
     "weigher": lambda cache, node: setattr(cache, "getsizeof", cache.__getitem__),
 }
 
