@@ -17,7 +17,7 @@ from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
 cdef object CacheFull, CAUSES_BY_NUMBER, log, real_bytes, shown, urandom
@@ -32,6 +32,10 @@ include "_entries.pxi"
 include "_expiry.pxi"
 include "_policy.pxi"
 include "_lru.pxi"
+include "_sketch.pxi"
+include "_segments.pxi"
+include "_shadow.pxi"
+include "_tinylfu.pxi"
 include "_order.pxi"
 include "_leaving.pxi"
 include "_table.pxi"
