@@ -26,6 +26,8 @@ cdef enum:
     MOST_MET = 32     # victims that one candidate is compared with; the rest is taken to be like them
     MOST_MOVES = 64   # from the window to the main part at once: a window that shrinks does so in many small steps
 
+cdef uint64_t UNMEASURED = <uint64_t>-1
+
 cdef struct Segments:
     Store *store
     Sketch *sketch
@@ -33,13 +35,15 @@ cdef struct Segments:
     double share               # of the window
     uint64_t limit             # the sum of sizes that is allowed
     uint64_t full              # the sum when somebody last had to go, at most the limit
+    uint64_t measured          # the sum of which these are shares
     uint64_t window_limit, protected_limit
     uint32_t luck              # of a small generator
 
 
 cdef void segments_begin(Segments *segments, Store *store, Sketch *sketch, double share) noexcept nogil:
     memset(segments, 0, sizeof(Segments))
-    segments.store, segments.sketch, segments.share = store, sketch, share
+    segments.store, segments.sketch = store, sketch
+    segments_follow(segments, share)
     segments.luck = 0x9E3779B9
 
 
@@ -82,10 +86,23 @@ cdef inline uint32_t segments_weakest(Segments *segments, uint32_t keep) noexcep
 cdef inline void segments_measure(Segments *segments) noexcept nogil:
     """Somebody has to go, so the cache is full: what the segments may hold of it."""
     segments.full = min(segments.limit, segments_size(segments))
-    cdef uint64_t window = <uint64_t>(<double>segments.full * segments.share)
-    window = segments.full if segments.share >= 1 else min(max(window, <uint64_t>1), segments.full)
+    if segments.full != segments.measured:
+        segments_divide(segments)
+
+
+cdef void segments_divide(Segments *segments) noexcept nogil:
+    cdef uint64_t full = segments.full, window = full
+    if segments.share < 1:
+        window = min(max(<uint64_t>(<double>full * segments.share), <uint64_t>1), full)
+    segments.measured = full
     segments.window_limit = window
-    segments.protected_limit = (segments.full - window) // 5 * 4 + (segments.full - window) % 5 * 4 // 5
+    segments.protected_limit = (full - window) // 5 * 4 + (full - window) % 5 * 4 // 5
+
+
+cdef inline void segments_follow(Segments *segments, double share) noexcept nogil:
+    """Another share for the window, from the next one who has to go on."""
+    segments.share = share
+    segments.measured = UNMEASURED
 
 
 cdef uint32_t segments_victim(Segments *segments, uint32_t keep) noexcept nogil:
@@ -93,7 +110,8 @@ cdef uint32_t segments_victim(Segments *segments, uint32_t keep) noexcept nogil:
     segments_measure(segments)
     cdef uint64_t room = segments.full - segments.window_limit
     cdef uint64_t size, main
-    cdef uint32_t candidate, weakest, moves
+    cdef uint32_t candidate = NIL, weakest
+    cdef int moves
     for moves in range(MOST_MOVES):
         candidate = chain_last(segments.store, &segments.window, keep)
         weakest = segments_weakest(segments, keep)

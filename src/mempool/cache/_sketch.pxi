@@ -43,7 +43,7 @@ cdef int sketch_reserve(Sketch *sketch, uint64_t slots) noexcept nogil:
     words = <uint64_t *>calloc(blocks, 64)
     if words is NULL:
         return -1
-    for block in range(blocks if sketch.blocks else 0):
+    for block in range(<uint64_t>(blocks if sketch.blocks else 0)):
         memcpy(words + 8 * block, sketch.words + 8 * (block * sketch.blocks // blocks), 64)
     free(sketch.words)
     sketch.words, sketch.blocks = words, blocks
@@ -55,33 +55,53 @@ cdef inline uint64_t *sketch_block(Sketch *sketch, uint32_t hash) noexcept nogil
     return sketch.words + 8 * (<uint64_t>hash * sketch.blocks >> 32)
 
 
+cdef inline uint64_t *sketch_word(uint64_t *block, uint32_t bits, uint32_t pair) noexcept nogil:
+    return block + 2 * pair + (bits >> 8 * pair & 1)
+
+
+cdef inline uint32_t sketch_shift(uint32_t bits, uint32_t pair) noexcept nogil:
+    """Where the counter lies in its word: one of sixteen."""
+    return (bits >> 8 * pair & 30) << 1
+
+
+cdef inline uint32_t sketch_count(uint64_t *block, uint32_t bits, uint32_t pair) noexcept nogil:
+    return <uint32_t>(sketch_word(block, bits, pair)[0] >> sketch_shift(bits, pair)) & SKETCH_FULL
+
+
+cdef inline void sketch_count_up(uint64_t *block, uint32_t bits, uint32_t pair, uint32_t least) noexcept nogil:
+    """One more, if it is the least: without a branch, as nobody could foresee it."""
+    cdef uint64_t *word = sketch_word(block, bits, pair)
+    word[0] += <uint64_t>(sketch_count(block, bits, pair) == least) << sketch_shift(bits, pair)
+
+
+cdef inline uint32_t sketch_least(uint64_t *block, uint32_t bits) noexcept nogil:
+    return min(
+        min(sketch_count(block, bits, 0), sketch_count(block, bits, 1)),
+        min(sketch_count(block, bits, 2), sketch_count(block, bits, 3)),
+    )
+
+
+cdef inline uint32_t sketch_bits(uint32_t hash) noexcept nogil:
+    """Which counters of its block: the lower bits of four bytes."""
+    return hash * <uint32_t>0x9E3779B1
+
+
 cdef inline uint32_t sketch_estimate(Sketch *sketch, uint32_t hash) noexcept nogil:
     """How often it was seen, 0 to 15."""
-    cdef uint64_t *block = sketch_block(sketch, hash)
-    cdef uint32_t bits = hash * <uint32_t>0x9E3779B1
-    cdef uint32_t least = SKETCH_FULL, seen, pair
-    for pair in range(4):
-        seen = <uint32_t>(block[2 * pair + (bits & 1)] >> (4 * (bits >> 1 & 15))) & SKETCH_FULL
-        least = min(least, seen)
-        bits >>= 8
-    return least
+    return sketch_least(sketch_block(sketch, hash), sketch_bits(hash))
 
 
 cdef inline void sketch_add(Sketch *sketch, uint32_t hash) noexcept nogil:
     """It was seen once more."""
     cdef uint64_t *block = sketch_block(sketch, hash)
-    cdef uint32_t bits = hash * <uint32_t>0x9E3779B1
-    cdef uint32_t least = sketch_estimate(sketch, hash)
-    cdef uint32_t pair, shift
-    cdef uint64_t *word
+    cdef uint32_t bits = sketch_bits(hash)
+    cdef uint32_t least = sketch_least(block, bits)
     if least == SKETCH_FULL:
         return
-    for pair in range(4):
-        word = block + 2 * pair + (bits & 1)
-        shift = 4 * (bits >> 1 & 15)
-        if (word[0] >> shift & SKETCH_FULL) == least:
-            word[0] += <uint64_t>1 << shift
-        bits >>= 8
+    sketch_count_up(block, bits, 0, least)
+    sketch_count_up(block, bits, 1, least)
+    sketch_count_up(block, bits, 2, least)
+    sketch_count_up(block, bits, 3, least)
     sketch.counted += 1
     if sketch.counted >= sketch.sample:
         sketch_age(sketch)

@@ -131,7 +131,7 @@ cdef class TinyLfu(Policy):
                 best = at
         if self.shadows[best].score > self.shadows[self.chosen].score * 1.01 + 2:
             self.chosen = best
-            self.segments.share = SHARES[best]
+            segments_follow(&self.segments, SHARES[best])
         for at in range(SHADOWS):
             self.shadows[at].score *= .875
         self.scale()
