@@ -1,6 +1,6 @@
 # A cache in small that holds no values: what the hit ratio would be with another window.
 #
-#     index    [slot] [ ] [slot] ...     a power of two of cells, at most half in use; linear probing; by hash alone
+#     index    [slot] [ ] [slot] ...     a power of two of cells, at most 3/4 in use; linear probing; by hash alone
 #     store    entries and sizes         with neither keys nor values
 #     segments                           as the real ones, and with their sketch
 #
@@ -24,7 +24,7 @@ cdef inline uint32_t shadow_slots(uint64_t held) noexcept nogil:
 
 cdef inline uint32_t shadow_cells(uint64_t slots) noexcept nogil:
     cdef uint32_t cells = 8
-    while cells < 2 * slots:
+    while 3 * cells < 4 * slots:
         cells *= 2
     return cells
 

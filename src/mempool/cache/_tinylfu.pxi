@@ -24,8 +24,9 @@
 
 cdef enum:
     SHADOWS = 4
-    SHADOW_SLOTS = 128     # fewest that a shadow of a larger cache holds
-    SHADOW_SHIFT = 6       # it sees at least one access in 64
+    SHADOW_LEAST = 64      # entries that a shadow holds at least, if the cache does
+    SHADOW_SHIFT = 6       # it sees one access in 64 at least ...
+    SHADOW_MOST = 1024     # ... unless it would hold more than these
 
 cdef double SHARES[SHADOWS]
 SHARES[0], SHARES[1], SHARES[2], SHARES[3] = 1, .4, .12, .01
@@ -34,7 +35,7 @@ SHARES[0], SHARES[1], SHARES[2], SHARES[3] = 1, .4, .12, .01
 cdef inline uint32_t shadow_shift(uint64_t capacity) noexcept nogil:
     """Binary logarithm of how much smaller shadows are than a cache of so many slots."""
     cdef uint32_t shift = 0
-    while shift < SHADOW_SHIFT and capacity >> shift > SHADOW_SLOTS:
+    while capacity >> shift > <uint64_t>(SHADOW_LEAST if shift < SHADOW_SHIFT else SHADOW_MOST):
         shift += 1
     return shift
 
@@ -129,11 +130,11 @@ cdef class TinyLfu(Policy):
         for at in range(1, SHADOWS):
             if self.shadows[at].score > self.shadows[best].score:
                 best = at
-        if self.shadows[best].score > self.shadows[self.chosen].score * 1.01 + 2:
+        if self.shadows[best].score > self.shadows[self.chosen].score * 1.005 + 2:
             self.chosen = best
             segments_follow(&self.segments, SHARES[best])
         for at in range(SHADOWS):
-            self.shadows[at].score *= .875
+            self.shadows[at].score *= 11. / 12
         self.scale()
 
     cdef void added(self, uint32_t slot) noexcept nogil:
