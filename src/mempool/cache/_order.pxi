@@ -13,6 +13,7 @@ cdef dict POLICIES = {
     "lfu": Lfu,
     "sieve": Sieve,
     "s3fifo": S3Fifo,
+    "tinylfu": TinyLfu,
 }
 
 
