@@ -24,7 +24,14 @@ LOOKS: dict[str, dict[str, Any]] = {
     "np.memmap, still mapped": {"color": "#9ca3af", "marker": "*"},
     "np.save": {"color": "#7c3aed", "marker": "P"},
     "slotted objects in a list": {"color": "#64748b", "marker": "s"},
+    "default": {"color": "#c2410c", "linewidth": 2.6, "marker": "o", "zorder": 5},
+    "lru": {"color": "#111827", "linestyle": "--", "marker": "s"},
+    "s3fifo": {"color": "#2563eb", "marker": "^"},
+    "lru-dict": {"color": "#64748b", "marker": "D"},
+    "cachetools.LRUCache": {"color": "#0f766e", "marker": "v"},
+    "theine": {"color": "#7c3aed", "marker": "P"},
 }
+OWN_POLICIES = {"default", "lru", "s3fifo"}
 # Contenders for hits: the default policy stands out, what knows the future bounds them, simple ones are dashed.
 HIT_LOOKS: dict[str, dict[str, Any]] = {
     "optimum": {"color": "#9ca3af", "linestyle": ":", "linewidth": 1.6},
@@ -81,7 +88,7 @@ def save(figure: Any, path: Path) -> Path:
     """Write a figure and forget it."""
     from matplotlib import pyplot
 
-    metadata = {"Date": None} if path.suffix == ".svg" else None
+    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else None
     figure.savefig(path, dpi=130, metadata=metadata)
     pyplot.close(figure)
     return path
@@ -239,7 +246,9 @@ def draw_hit_ratio(report: Report, path: Path) -> Path:
 
     columns = min(3, len(report.curves))
     rows = -(-(len(report.curves) + (columns == 3)) // columns)
-    figure, grid = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.7 * rows), squeeze=False, layout="constrained")
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(4.6 * columns, 3.7 * rows), squeeze=False, layout="constrained"
+    )
     for axis, (panel, curves) in zip(grid.flat, report.curves.items(), strict=False):
         for name, points in curves.items():
             sizes, ratios = zip(*points, strict=True)
@@ -249,6 +258,7 @@ def draw_hit_ratio(report: Report, path: Path) -> Path:
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.set_title(panel)
+        axis.set_xlabel(f"size of the cache, % of {'all bytes' if panel.endswith('by bytes') else 'the keys'}")
         axis.grid(visible=True, alpha=0.3)
     for axis in grid[:, 0]:
         axis.set_ylabel("hits, % of requests")
@@ -262,13 +272,30 @@ def finish_hit_ratio(figure: Any, axes: list[Any], used: int) -> None:
     for axis in axes[:used]:
         handles, labels = axis.get_legend_handles_labels()
         names.update(zip(labels, handles, strict=True))
-        axis.set_xlabel("size of the cache, % of the keys")
     for axis in axes[used:]:
         axis.set_axis_off()
     if axes[used:]:
         axes[used].legend(names.values(), names, loc="center left", fontsize=10)
     else:
         figure.legend(names.values(), names, loc="outside lower center", ncols=5)
+
+
+def draw_cache(report: Report, path: Path) -> Path:
+    """Time of a request by size of the cache; memory of an entry, as bars."""
+    figure, (left, right) = figure_with(2, "Caches")
+    times, memory = report.curves["get or put, Zipf 1.1"], report.curves["memory of an entry"]
+    lines(left, times, 1e9)
+    nanoseconds(left)
+    numbers(left, times)
+    left.set_ylabel("get, and put what was missing")
+    left.set_xlabel("entries of the cache; 100,000 keys")
+    names = list(memory)[::-1]
+    colors = ["#c2410c" if name in OWN_POLICIES else "#64748b" for name in names]
+    bars = right.barh(names, [memory[name][0][1] for name in names], color=colors)
+    right.bar_label(bars, fmt="%.0f B", padding=4, fontsize=9)
+    right.margins(x=0.15)
+    right.set_xlabel("bytes of process memory (USS) of an entry, without key and value")
+    return save(figure, path)
 
 
 DRAWERS: dict[str, Callable[[Report, Path], Path]] = {
@@ -280,4 +307,5 @@ DRAWERS: dict[str, Callable[[Report, Path], Path]] = {
     "slab": draw_slab,
     "mapped": draw_mapped,
     "hit_ratio": draw_hit_ratio,
+    "cache": draw_cache,
 }

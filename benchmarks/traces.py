@@ -108,7 +108,9 @@ def zipf(exponent: float, *, keys: int = 100_000, requests: int = 100_000, seed:
     return Trace(f"Zipf {exponent:g}", popular(exponent, keys, requests, seed).tolist())
 
 
-def scans(*, keys: int = 25_000, requests: int = 100_000, scan: int = 4_000, share: float = 0.4, seed: int = 2) -> Trace:
+def scans(
+    *, keys: int = 25_000, requests: int = 100_000, scan: int = 4_000, share: float = 0.4, seed: int = 2
+) -> Trace:
     """Zipf 0.9, interrupted by scans that ask for `scan` keys, each once and never again.
 
     Parameters
