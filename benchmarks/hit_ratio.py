@@ -192,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the traces that were named, or those made here; print, and draw into the folder that was given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hit_ratio", description=__doc__)
     parser.add_argument("--trace", action="append", type=Path, metavar="FILE", help="may be given more than once")
+    parser.add_argument("--made", action="store_true", help="the traces made here, beside those named")
     parser.add_argument("--quick", action="store_true", help="smaller traces, where they are made here")
     parser.add_argument("--out", type=Path, help="a folder for hit_ratio.svg")
     options = parser.parse_args(arguments)
@@ -199,7 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [traces.read(path) for path in options.trace or ()]
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    scores = play_all(jobs_of(found or traces.synthetic(QUICK if options.quick else 1.0)))
+    if options.made or not found:
+        found += traces.synthetic(QUICK if options.quick else 1.0)
+    scores = play_all(jobs_of(found))
     made = judged(scores)
     print(table(scores), "", *report.table([made]), *report.bulleted(made.losses), sep="\n")
     if options.out is not None:
