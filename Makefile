@@ -18,6 +18,7 @@ pip := $(python) -m pip --disable-pip-version-check --quiet
 tag := $(patsubst .%,%,$(notdir $(VENV)))
 
 compiled := setup.py pyproject.toml $(wildcard src/mempool/*.pyx src/mempool/*.pxi src/mempool/*.pxd) \
+            $(wildcard src/mempool/cache/*.pyx src/mempool/cache/*.pxi) \
             $(wildcard csrc/*.c csrc/*.h csrc/include/*.h)
 pythons := src tests $(wildcard benchmarks examples) docs setup.py
 c_files := $(wildcard csrc/*.[ch] csrc/*/*.[ch])
@@ -83,7 +84,7 @@ fuzz:  ## the fuzzers of the C core (clang), FUZZ_SECONDS each
 
 clean:  ## remove everything that make made
 	$(MAKE) -C csrc clean
-	rm -rf .venv* build dist docs/_build benchmarks/out src/*.egg-info src/mempool/*.so
+	rm -rf .venv* build dist docs/_build benchmarks/out src/*.egg-info src/mempool/*.so src/mempool/cache/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # What builds and runs mempool.
@@ -135,10 +136,12 @@ define check_free_threaded
 interpreter=$$(.ci/pythons 13 | head -n 1); \
 if [ -z "$$interpreter" ]; then echo "free-threaded: no CPython 3.13 or newer here"; exit 0; fi; \
 set -e; mkdir -p build/lint; \
-$(python) -m cython -3 src/mempool/_core.pyx -o build/lint/_core.c; \
-$(CC) -std=c11 -fsyntax-only -DPy_GIL_DISABLED=1 -D_GNU_SOURCE -Icsrc/include -Icsrc \
-    -I$$($$interpreter -c "import sysconfig; print(sysconfig.get_path('include'))") \
-    -I$$($(python) -c "import numpy; print(numpy.get_include())") build/lint/_core.c; \
+for source in _core cache/_policies; do \
+    $(python) -m cython -3 src/mempool/$$source.pyx -o build/lint/$$(basename $$source).c; \
+    $(CC) -std=c11 -fsyntax-only -DPy_GIL_DISABLED=1 -D_GNU_SOURCE -Icsrc/include -Icsrc \
+        -I$$($$interpreter -c "import sysconfig; print(sysconfig.get_path('include'))") \
+        -I$$($(python) -c "import numpy; print(numpy.get_include())") build/lint/$$(basename $$source).c; \
+done; \
 echo "free-threaded: compiles against $$interpreter"
 endef
 

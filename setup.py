@@ -1,4 +1,4 @@
-"""The extension and its three build switches; everything else stands in pyproject.toml.
+"""The two extensions and their three build switches; everything else stands in pyproject.toml.
 
 MEMPOOL_SANITIZE=address,undefined or =thread   instrument the C code
 MEMPOOL_COVERAGE=1                              line coverage of C and Cython
@@ -60,9 +60,20 @@ core = Extension(
     extra_link_args=link_args,
 )
 
+# The policies of caches link nothing of csrc/.
+policies = Extension(
+    "mempool.cache._policies",
+    sources=["src/mempool/cache/_policies.pyx"],
+    depends=glob("src/mempool/cache/*.pxi"),
+    define_macros=[macro for macro in macros if not macro[0].startswith("NPY_")],
+    undef_macros=["NDEBUG"] if debug else [],
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
+)
+
 setup(
     ext_modules=cythonize(
-        [core],
+        [core, policies],
         # Cython compares dates, not directives: traced C has a place of its own.
         build_dir="build/cython-traced" if coverage else "build/cython",
         compiler_directives=directives,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from mempool import accounting as accounting
     from mempool import aio as aio
+    from mempool import cache as cache
     from mempool import errors as errors
     from mempool import io as io
     from mempool import numpy as numpy
@@ -81,7 +82,19 @@ __all__ = [
     "open_array",
 ]
 
-_SUBMODULES = ("accounting", "aio", "errors", "io", "numpy", "pickle", "pressure", "settings", "shared", "units")
+_SUBMODULES = (
+    "accounting",
+    "aio",
+    "cache",
+    "errors",
+    "io",
+    "numpy",
+    "pickle",
+    "pressure",
+    "settings",
+    "shared",
+    "units",
+)
 
 _LAZY = {  # functions that load with their first use
     "cleanup": "mempool.pressure.cleanup",

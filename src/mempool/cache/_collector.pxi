@@ -1,0 +1,50 @@
+# The collector, which finds cycles through a table.
+#
+# Entries are no Python attributes, so Cython's own functions do not see them: these do, and call Cython's for the rest.
+
+ctypedef int (*visit_function)(PyObject *, void *) noexcept
+ctypedef int (*traverse_function)(PyObject *, visit_function, void *) noexcept
+ctypedef int (*clear_function)(PyObject *) noexcept
+
+
+cdef int visit_entries(PyObject *table, visit_function visit, void *arg) noexcept:
+    cdef Store *store = &(<Contents>table).store
+    cdef uint32_t slot
+    cdef int said
+    for slot in range(1, store.fresh + 1):
+        if store.entries[slot].key is NULL:
+            continue
+        said = visit(store.entries[slot].key, arg)
+        if said == 0:
+            said = visit(store.entries[slot].value, arg)
+        if said == 0 and store.extras is not NULL and store.extras[slot].note is not NULL:
+            said = visit(store.extras[slot].note, arg)
+        if said:
+            return said
+    return cython_traverse(table, visit, arg)
+
+
+cdef void empty(Contents table) noexcept:
+    """Drop all that is held, telling nobody: nobody has the table any more."""
+    cdef Store store = table.store
+    cdef uint32_t slot
+    memset(&table.store, 0, sizeof(Store))
+    table.order.clear()
+    for slot in range(1, store.fresh + 1):
+        if store.entries[slot].key is not NULL:
+            drop(store.entries[slot].key)
+            drop(store.entries[slot].value)
+            if store.extras is not NULL:
+                Py_XDECREF(store.extras[slot].note)
+    store_free(&store)
+
+
+cdef int clear_entries(PyObject *table) noexcept:
+    empty(<Contents>table)
+    return cython_clear(table)
+
+
+cdef traverse_function cython_traverse = <traverse_function>(<PyTypeObject *>Table).tp_traverse
+cdef clear_function cython_clear = <clear_function>(<PyTypeObject *>Table).tp_clear
+(<PyTypeObject *>Table).tp_traverse = <traverseproc>visit_entries
+(<PyTypeObject *>Table).tp_clear = <inquiry>clear_entries

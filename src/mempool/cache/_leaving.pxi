@@ -1,0 +1,262 @@
+# What a table holds, and how it leaves: by a bound, a deadline, by hand.
+#
+#     unlink       out of index, heap and policy; the slot is a grave: linked to the next one, its mark says why     under the lock
+#     bury         takes each out of its slot, frees that, tells whoever wants to know, drops key and value          unlocked
+#
+# So whatever runs when a value dies finds the table as it will be. A grave is no entry, but the collector still visits it.
+#
+# Rejected: to drop values as they leave, as cachetools does. A `__del__` or a listener that writes to the cache meets it half changed.
+
+cdef enum:  # what an entry counts: 1, its real bytes, what `getsizeof` says
+    UNIT, REAL, OWN
+
+cdef enum:  # who may not be evicted: nobody, those without a deadline, all
+    FREE, LASTING, ALL
+
+cdef enum:
+    CAUSES = 8
+    MOST_SLOTS = 0xFFFFFFF0
+
+cdef uint64_t UNBOUNDED = <uint64_t>1 << 63
+cdef uint32_t FAILED = 0xFFFFFFFF
+
+cdef struct Fresh:         # what is to be put; the objects are borrowed
+    PyObject *key
+    PyObject *value
+    PyObject *note
+    uint64_t size
+    double now
+    double lifetime
+    uint32_t hash
+    int16_t level
+    bint untracked
+
+cdef struct Gone:          # what left; the objects are owned
+    PyObject *key
+    PyObject *value
+    PyObject *note
+    uint64_t size
+    int cause
+
+cdef enum:  # as `Cause`
+    EVICTED, EXPIRED, DELETED, REPLACED, INVALIDATED, PRESSURE, COLLECTED
+
+cdef uint32_t GRAVE = 0xFFFFFFFF   # what `prev` of a grave is
+
+MISSING = object()
+cdef object missing = MISSING
+
+
+cdef inline object taken(PyObject *owned):
+    """The object of a reference that is owned."""
+    value = <object>owned
+    drop(owned)
+    return value
+
+
+cdef class Contents:
+    """Entries, the order in which they go, and the bounds that make them."""
+
+    cdef Store store
+    cdef Order order
+    cdef table_mutex mutex
+    cdef uint64_t bound        # of the sum of sizes, as asked for
+    cdef uint64_t allowed      # what pressure leaves of it
+    cdef uint64_t most         # entries
+    cdef uint64_t fixed, fixed_count   # sizes and number of entries that no policy may choose
+    cdef uint32_t changes      # of where entries are: a lookup that ran foreign code begins again
+    cdef uint32_t burying      # slots that left and are not free yet
+    cdef int weighing
+    cdef bint ttls             # some entry has, or had, a deadline
+    cdef int fixing            # who may not be evicted
+    cdef bint soonest          # and of those the one whose time is over first
+    cdef double lifetime       # of an entry that is given none
+    cdef object clock          # None: the monotonic one
+    cdef object listener
+    cdef object account        # charged for the table's own memory
+    cdef object pins
+    cdef uint64_t charged
+    cdef uint64_t hits, misses, insertions, listener_errors
+    cdef uint64_t left[CAUSES]
+    cdef object __weakref__
+
+    cdef double now(self) except? -1:
+        """The clock's word; read before the lock is taken."""
+        cdef double said
+        if self.clock is None:
+            return table_clock()
+        said = self.clock()
+        if said != said:
+            raise ValueError("the clock of a cache said nan")
+        return said
+
+    cdef inline bint is_over(self, uint32_t slot, double now) noexcept:
+        return self.ttls and self.store.extras[slot].deadline <= now
+
+    cdef void enrol(self, uint32_t slot) noexcept:
+        """Have its policy know it, if one may choose it."""
+        if self.store.extras[slot].untracked:
+            self.fixed += size_of(&self.store, slot)
+            self.fixed_count += 1
+        else:
+            self.order.of(slot).added(slot)
+
+    cdef void dismiss(self, uint32_t slot, bint evicted) noexcept:
+        """Have its policy forget it."""
+        if self.store.extras is not NULL and self.store.extras[slot].untracked:
+            self.fixed -= size_of(&self.store, slot)
+            self.fixed_count -= 1
+        else:
+            self.order.of(slot).removed(slot, evicted)
+
+    # ---- out of the table ----
+
+    cdef void unlink(self, uint32_t slot, int cause, uint32_t *grave) noexcept:
+        """Under the lock: no entry any more, but a grave before these."""
+        cdef Store *store = &self.store
+        cdef Entry *entry = &store.entries[slot]
+        index_remove(store, slot)
+        if store.extras is not NULL:
+            heap_remove(store, slot)
+        self.dismiss(slot, cause == EVICTED)
+        store.total -= size_of(store, slot)
+        store.count -= 1
+        self.left[cause] += 1
+        self.changes += 1
+        self.burying += 1
+        entry.mark, entry.prev, entry.next = cause, GRAVE, grave[0]
+        grave[0] = slot
+
+    cdef uint32_t victim(self, uint32_t keep) noexcept:
+        if self.soonest:
+            return heap_soonest(&self.store, keep)
+        return self.order.victim(keep)
+
+    cdef void evict(self, uint32_t keep, int cause, uint32_t *grave) noexcept:
+        """Under the lock: down to the bounds, or to where nobody may go."""
+        cdef uint32_t slot
+        while self.store.total > self.allowed or self.store.count > self.most:
+            slot = self.victim(keep)
+            if slot == NIL:
+                return
+            self.unlink(slot, cause, grave)
+
+    # ---- out of this world ----
+
+    cdef int bury(self, uint32_t grave) except -1:
+        """Unlocked: drop what left, the first one first."""
+        cdef uint32_t next, first = NIL
+        cdef Gone gone
+        while grave != NIL:
+            next = self.store.entries[grave].next
+            self.store.entries[grave].next = first
+            first, grave = grave, next
+        while first != NIL:
+            table_lock(&self.mutex)
+            next = self.store.entries[first].next
+            self.exhume(first, &gone)
+            table_unlock(&self.mutex)
+            first = next
+            self.part(&gone)
+        return 0
+
+    cdef void exhume(self, uint32_t slot, Gone *gone) noexcept:
+        """Under the lock: what is in a grave, whose slot is free now."""
+        cdef Store *store = &self.store
+        gone.key, gone.value = store.entries[slot].key, store.entries[slot].value
+        gone.cause, gone.size = store.entries[slot].mark, size_of(store, slot)
+        gone.note = NULL
+        if store.extras is not NULL:
+            gone.note = store.extras[slot].note
+            store.extras[slot].note = NULL
+        self.burying -= 1
+        slot_free(store, slot)
+
+    cdef int part(self, Gone *gone) except -1:
+        """Tell who wants to know, then drop."""
+        key, value = taken(gone.key), taken(gone.value)
+        note = None if gone.note is NULL else taken(gone.note)
+        if note is not None:
+            note.gone()
+        if self.listener is not None:
+            self.tell(key, value, gone.cause)
+        return 0
+
+    cdef int tell(self, key, value, int cause) except -1:
+        """Call the listener. Its errors are logged once, then counted; what ends programs goes on."""
+        try:
+            self.listener(key, value, CAUSES_BY_NUMBER[cause])
+        except Exception:
+            self.listener_errors += 1
+            if self.listener_errors == 1:
+                log.exception("on_evict of a cache raised; further errors are counted, not logged")
+        return 0
+
+    # ---- its own memory ----
+
+    cdef int grow(self, bint extras) except -1:
+        """Room for more slots, unlocked as accounts may ask others for room first."""
+        cdef Store *store = &self.store
+        cdef uint64_t capacity = store.capacity, wanted
+        cdef bint sizes = self.weighing != UNIT
+        extras = extras or store.extras is not NULL
+        wanted = capacity
+        if is_full(store):
+            wanted = min(max(2 * capacity, 8), max(self.most + 1, capacity + 1), MOST_SLOTS)
+            if wanted <= capacity:
+                raise MemoryError(f"a cache has room for at most {MOST_SLOTS} entries")
+        self.charge(bytes_for(store, wanted, sizes, extras))
+        table_lock(&self.mutex)
+        cdef int done = -1
+        try:
+            self.order.ready(<uint32_t>wanted)
+            done = store_reserve(store, <uint32_t>wanted, sizes and store.sizes is NULL or sizes, extras)
+        finally:
+            self.changes += 1
+            table_unlock(&self.mutex)
+            if done < 0:
+                self.charge(0)
+        if done < 0:
+            raise MemoryError(f"no memory for {wanted} entries")
+        return 0
+
+    cdef int charge(self, uint64_t wanted) except -1:
+        """Have the account know what the table takes: so much more than it has, or just what it has."""
+        if self.account is None:
+            return 0
+        cdef uint64_t now = bytes_for(&self.store, self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
+        if wanted < now:
+            wanted = now
+        if wanted > self.charged:
+            self.account.charge(wanted - self.charged)
+            self.charged = wanted
+        elif wanted < self.charged:
+            self.account.discharge(self.charged - wanted)
+            self.charged = wanted
+        return 0
+
+    cdef int rest(self) except -1:
+        """Give the table's memory back if it is empty."""
+        cdef bint freed = False
+        table_lock(&self.mutex)
+        if self.store.count == 0 and self.burying == 0 and self.store.capacity:
+            store_free(&self.store)
+            self.changes += 1
+            freed = True
+        table_unlock(&self.mutex)
+        if freed:
+            self.charge(0)
+        return 0
+
+
+cdef inline bint is_entry(Store *store, uint32_t slot) noexcept nogil:
+    return store.entries[slot].key is not NULL and store.entries[slot].prev != GRAVE
+
+
+cdef uint32_t store_any(Store *store) noexcept nogil:
+    """Any entry, or NIL."""
+    cdef uint32_t slot
+    for slot in range(1, store.fresh + 1):
+        if is_entry(store, slot):
+            return slot
+    return NIL

@@ -1,0 +1,38 @@
+"""Names of policies, Redis' among them, and what they stand for."""
+
+from typing import NamedTuple
+
+__all__ = ["POLICIES", "Policy"]
+
+DEFAULT = "lru"
+
+
+class Policy(NamedTuple):
+    """What a name stands for.
+
+    Attributes
+    ----------
+    order : str
+        The compiled policy that orders entries.
+    fixing : int
+        0: any entry may be evicted; 1: those with a ttl; 2: none.
+    soonest : bool
+        Of these the one whose time is over first.
+    """
+
+    order: str
+    fixing: int = 0
+    soonest: bool = False
+
+
+POLICIES = {
+    "lru": Policy("lru"),
+    "fifo": Policy("fifo"),
+    "random": Policy("random"),
+    "noeviction": Policy("none", fixing=2),
+    "allkeys-lru": Policy("lru"),
+    "allkeys-random": Policy("random"),
+    "volatile-lru": Policy("lru", fixing=1),
+    "volatile-random": Policy("random", fixing=1),
+    "volatile-ttl": Policy("none", fixing=1, soonest=True),
+}
