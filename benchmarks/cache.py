@@ -251,7 +251,7 @@ def load(key: int) -> int:
 def loads(plan: Plan, report: Report) -> None:
     """A hit of `get_or_load`, against functions that keep their results."""
     figure, rival = "get_or_load, a hit", "functools.lru_cache, a hit"
-    cache = Cache(TENTH)
+    cache: Cache[int, int] = Cache(TENTH)
     sides = [
         Side(rival, "load(7)", {"load": functools.lru_cache(TENTH)(load)}),
         Side("mempool", "cache.get_or_load(7, load)", {"cache": cache, "load": load}),

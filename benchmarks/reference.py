@@ -49,17 +49,16 @@ def optimum(trace: Trace, bound: int) -> int:
     That is the most that any cache of `bound` entries can reach. It counts entries: with sizes there is no such rule.
     """
     upcoming = next_uses(trace.keys)
-    due: dict[int, int] = {}  # key held: the position of its next request
-    farthest: list[tuple[int, int]] = []  # the same, negated, with what is no longer so left in
+    held: set[int] = set()
+    # Positions of next requests, negated. What was asked for meanwhile stays in: it lies behind all that is to come.
+    farthest: list[tuple[int, int]] = []
     hits = 0
     for key, following in zip(trace.keys, upcoming, strict=True):
-        hits += key in due
-        due[key] = following
+        hits += key in held
+        held.add(key)
         heapq.heappush(farthest, (-following, key))
-        while len(due) > bound:
-            position, last = heapq.heappop(farthest)
-            if due.get(last) == -position:
-                del due[last]
+        if len(held) > bound:
+            held.remove(heapq.heappop(farthest)[1])
     return hits
 
 

@@ -215,12 +215,19 @@ def score_of(**hits: int) -> Score:
         ([score_of(default=489, exact=500, lru=501, theine=9, peer=500)], ["MISS", "must", "MISS", "must", "MISS"]),
         ([score_of(default=489, theine=400), score_of(default=1, theine=91)], ["aim", "MISS", "must", "must", "must"]),
         ([score_of(default=489), score_of(exact=11, lru=11, peer=11)], ["MISS", "n/a", "must", "must", "must"]),
+        ([score_of(lru=1, default=1), score_of(exact=1, peer=1)], ["must", "n/a", "MISS", "must", "MISS"]),
         ([score_of(fifo=1, default=1, theine=1)], ["aim", "must", "must", "MISS", "must"]),
     ],
 )
 def test_targets_are_judged(scores: list[Score], verdicts: list[str]) -> None:
     report = hit_ratio.judged(scores)
     assert [row.verdict for row in report.rows if row.must is not None] == verdicts
+
+
+def test_bytes_are_played_where_there_are_sizes() -> None:
+    jobs = hit_ratio.jobs_of([Trace("a", [1, 2]), Trace("b", [1, 2], [5, 6])])
+    assert [job.trace.name for job in jobs if job.by_bytes] == ["b"] * 5
+    assert [job.trace.name for job in jobs if not job.by_bytes] == ["a"] * 5 + ["b"] * 5
 
 
 def test_who_has_more_hits_is_named() -> None:
