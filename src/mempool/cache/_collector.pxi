@@ -1,10 +1,9 @@
 # The collector, which finds cycles through a table.
 #
-# Entries are no Python attributes, so Cython's own functions do not see them: these do, and call Cython's for the rest.
+# Entries are no Python attributes, so Cython's own functions do not see them: these do.
 
 ctypedef int (*visit_function)(PyObject *, void *) noexcept
 ctypedef int (*traverse_function)(PyObject *, visit_function, void *) noexcept
-ctypedef int (*clear_function)(PyObject *) noexcept
 
 
 cdef int visit_entries(PyObject *table, visit_function visit, void *arg) noexcept:
@@ -40,11 +39,12 @@ cdef void empty(Contents table) noexcept:
 
 
 cdef int clear_entries(PyObject *table) noexcept:
+    """Break cycles. The order stays: what is garbage with the table may still call it."""
     empty(<Contents>table)
-    return cython_clear(table)
+    (<Contents>table).listener = (<Contents>table).clock = (<Contents>table).pins = None
+    return 0
 
 
 cdef traverse_function cython_traverse = <traverse_function>(<PyTypeObject *>Table).tp_traverse
-cdef clear_function cython_clear = <clear_function>(<PyTypeObject *>Table).tp_clear
 (<PyTypeObject *>Table).tp_traverse = <traverseproc>visit_entries
 (<PyTypeObject *>Table).tp_clear = <inquiry>clear_entries

@@ -6,8 +6,9 @@
 #     sizes    slot 1: 4096              slot 7: ...       only where entries are weighed
 #     extras   slot 1: deadline, note    slot 7: ...       only where some entry has a deadline, a priority or a note
 #
-# The hash stands in the cell, so that a miss touches no entry, and again in the entry, so that an evicted one finds its cell. Hashes
-# are mixed to 32 bits: two keys that share them are told apart by comparing. Slot 0 is nobody's: zeroed memory is empty memory.
+# The hash stands in the cell, so that a miss touches no entry, and again in the entry, so that an evicted one finds its cell.
+# Hashes are mixed to 32 bits: two keys that share them are told apart by comparing. Slot 0 is nobody's: zeroed memory is empty
+# memory.
 #
 # Rejected: a dict of link objects, 150 bytes an entry; one struct with everything, 80 bytes for what most caches never use.
 
@@ -64,7 +65,7 @@ cdef inline uint32_t mixed(Py_hash_t hash) noexcept nogil:
 
 # ---- memory ----
 
-cdef uint64_t bytes_for(Store *store, uint64_t capacity, bint sizes, bint extras) noexcept nogil:
+cdef uint64_t bytes_for(uint64_t capacity, bint sizes, bint extras) noexcept nogil:
     """Bytes of a store of so many slots."""
     cdef uint64_t each = sizeof(Entry) + (sizeof(uint64_t) if sizes else 0)
     if extras:

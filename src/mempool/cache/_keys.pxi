@@ -1,4 +1,5 @@
-# What the table asks of CPython: whether two keys are the same without running anybody's code, a lock where there is no GIL, the clock.
+# What the table asks of CPython: whether two keys are the same without running anybody's code; a lock where there is no GIL; the
+# clock.
 
 cdef extern from *:
     """

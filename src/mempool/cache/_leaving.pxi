@@ -5,7 +5,8 @@
 #
 # So whatever runs when a value dies finds the table as it will be. A grave is no entry, but the collector still visits it.
 #
-# Rejected: to drop values as they leave, as cachetools does. A `__del__` or a listener that writes to the cache meets it half changed.
+# Rejected: to drop values as they leave, as cachetools does. A `__del__` or a listener that writes to the cache meets it half
+# changed.
 
 cdef enum:  # what an entry counts: 1, its real bytes, what `getsizeof` says
     UNIT, REAL, OWN
@@ -54,6 +55,7 @@ cdef inline object taken(PyObject *owned):
     return value
 
 
+@cython.no_gc_clear
 cdef class Contents:
     """Entries, the order in which they go, and the bounds that make them."""
 
@@ -91,7 +93,7 @@ cdef class Contents:
         return said
 
     cdef inline bint is_over(self, uint32_t slot, double now) noexcept:
-        return self.ttls and self.store.extras[slot].deadline <= now
+        return self.store.extras is not NULL and self.store.extras[slot].deadline <= now
 
     cdef void enrol(self, uint32_t slot) noexcept:
         """Have its policy know it, if one may choose it."""
@@ -118,7 +120,7 @@ cdef class Contents:
         index_remove(store, slot)
         if store.extras is not NULL:
             heap_remove(store, slot)
-        self.dismiss(slot, cause == EVICTED)
+        self.dismiss(slot, cause == EVICTED or cause == PRESSURE)
         store.total -= size_of(store, slot)
         store.count -= 1
         self.left[cause] += 1
@@ -144,9 +146,10 @@ cdef class Contents:
     # ---- out of this world ----
 
     cdef int bury(self, uint32_t grave) except -1:
-        """Unlocked: drop what left, the first one first."""
+        """Unlocked: drop what left, the first one first. All of it, whatever is raised: of errors the first goes on."""
         cdef uint32_t next, first = NIL
         cdef Gone gone
+        error = None
         while grave != NIL:
             next = self.store.entries[grave].next
             self.store.entries[grave].next = first
@@ -157,7 +160,12 @@ cdef class Contents:
             self.exhume(first, &gone)
             table_unlock(&self.mutex)
             first = next
-            self.part(&gone)
+            try:
+                self.part(&gone)
+            except BaseException as raised:
+                error = error or raised
+        if error is not None:
+            raise error
         return 0
 
     cdef void exhume(self, uint32_t slot, Gone *gone) noexcept:
@@ -173,7 +181,7 @@ cdef class Contents:
         slot_free(store, slot)
 
     cdef int part(self, Gone *gone) except -1:
-        """Tell who wants to know, then drop."""
+        """Tell who wants to know, then drop. Raises only what ends programs."""
         key, value = taken(gone.key), taken(gone.value)
         note = None if gone.note is NULL else taken(gone.note)
         if note is not None:
@@ -202,10 +210,10 @@ cdef class Contents:
         extras = extras or store.extras is not NULL
         wanted = capacity
         if is_full(store):
-            wanted = min(max(2 * capacity, 8), max(self.most + 1, capacity + 1), MOST_SLOTS)
+            wanted = min(max(2 * capacity, <uint64_t>8), max(self.most, capacity) + 1, <uint64_t>MOST_SLOTS)
             if wanted <= capacity:
                 raise MemoryError(f"a cache has room for at most {MOST_SLOTS} entries")
-        self.charge(bytes_for(store, wanted, sizes, extras))
+        self.charge(self.nbytes_at(wanted, sizes, extras))
         table_lock(&self.mutex)
         cdef int done = -1
         try:
@@ -220,19 +228,26 @@ cdef class Contents:
             raise MemoryError(f"no memory for {wanted} entries")
         return 0
 
+    cdef uint64_t nbytes_at(self, uint64_t capacity, bint sizes, bint extras) noexcept:
+        """Bytes of the table itself with so many slots."""
+        return bytes_for(capacity, sizes, extras) + (self.order.nbytes(capacity) if capacity else 0)
+
     cdef int charge(self, uint64_t wanted) except -1:
         """Have the account know what the table takes: so much more than it has, or just what it has."""
         if self.account is None:
             return 0
-        cdef uint64_t now = bytes_for(&self.store, self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
-        if wanted < now:
-            wanted = now
-        if wanted > self.charged:
-            self.account.charge(wanted - self.charged)
-            self.charged = wanted
-        elif wanted < self.charged:
-            self.account.discharge(self.charged - wanted)
-            self.charged = wanted
+        cdef uint64_t now = self.nbytes_at(self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
+        cdef uint64_t more = max(wanted, now) - self.charged if max(wanted, now) > self.charged else 0
+        cdef uint64_t less = self.charged - max(wanted, now) if more == 0 else 0
+        self.charged += more - less  # first, as another thread may grow the table while the account asks for room
+        if less:
+            self.account.discharge(less)
+        elif more:
+            try:
+                self.account.charge(more)
+            except BaseException:
+                self.charged -= more
+                raise
         return 0
 
     cdef int rest(self) except -1:

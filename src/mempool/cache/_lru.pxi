@@ -99,5 +99,5 @@ cdef class Random(Policy):
     cdef void clear(self) noexcept nogil:
         self.count = 0
 
-    cdef uint64_t nbytes(self) noexcept nogil:
-        return <uint64_t>self.capacity * sizeof(uint32_t)
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
+        return max(capacity, self.capacity) * sizeof(uint32_t)

@@ -26,33 +26,34 @@ cdef class Order:
         self.store = store
         self.kind = POLICIES[name]
         self.plain = self.another()
+        self.plain.limit(self.total)
         return 0
 
     cdef Policy another(self):
+        """A policy that knows no slots yet."""
         cdef Policy made = self.kind()
         made.store = self.store
-        made.ready(self.store.capacity)
-        made.limit(self.total)
         return made
 
     cdef inline Policy of(self, uint32_t slot):
         """The policy that has this entry."""
-        if self.others is None:
+        if self.others is None or self.store.extras is NULL:
             return self.plain
         return <Policy>self.others[self.store.extras[slot].level - LOWEST]
 
-    cdef int open(self, int level) except -1:
-        """See that there is a policy of this priority."""
-        if level == 0 and self.others is None:
+    cdef inline bint has(self, int level) noexcept:
+        return level == 0 if self.others is None else self.others[level - LOWEST] is not None
+
+    cdef int adopt(self, int level, Policy made, list others) except -1:
+        """Under the lock: have a policy of this priority, if there is none yet. The list serves if there is none yet either."""
+        if self.has(level):
             return 0
+        made.ready(self.store.capacity)
+        made.limit(self.total)
         if self.others is None:
-            others = [None] * LEVELS
             others[-LOWEST] = self.plain
             self.others = others
-        if self.others[level - LOWEST] is None:
-            made = self.another()
-            if self.others[level - LOWEST] is None:  # the allocation may have run the collector, and that anything
-                self.others[level - LOWEST] = made
+        self.others[level - LOWEST] = made
         return 0
 
     cdef uint32_t victim(self, uint32_t keep):
@@ -90,11 +91,11 @@ cdef class Order:
                 if policy is not None:
                     (<Policy>policy).clear()
 
-    cdef uint64_t nbytes(self) noexcept:
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept:
         cdef uint64_t total = 0
         if self.others is None:
-            return self.plain.nbytes()
+            return self.plain.nbytes(capacity)
         for policy in self.others:
             if policy is not None:
-                total += (<Policy>policy).nbytes()
+                total += (<Policy>policy).nbytes(capacity)
         return total

@@ -1,8 +1,8 @@
 # What a policy is: who goes next.
 #
-# The table owns the slots, a policy orders them. The table inserts first and evicts afterwards, under one lock: `added(slot)`, then,
-# while it is over its bound, `victim(keep=slot)` and `removed(victim, evicted=True)`. A policy allocates in `ready` only, and knows
-# nothing of keys: hashes are enough to remember who was here.
+# The table owns the slots, a policy orders them. The table inserts first and evicts afterwards, under one lock: `added(slot)`,
+# then, while it is over its bound, `victim(keep=slot)` and `removed(victim, evicted=True)`. A policy allocates in `ready` only, and
+# knows nothing of keys: hashes are enough to remember who was here.
 #
 #     head -> newest <-> ... <-> oldest <- tail            a Chain: linked through the entries, one chain an entry
 
@@ -97,6 +97,6 @@ cdef class Policy:
     cdef void clear(self) noexcept nogil:
         """All are gone: forget them, and who was here before."""
 
-    cdef uint64_t nbytes(self) noexcept nogil:
-        """Bytes that it allocated."""
+    cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
+        """Bytes that it has allocated once it is ready for so many slots."""
         return 0

@@ -6,9 +6,9 @@
 # Between lock and unlock no Python runs and nothing is allocated but raw memory. With a GIL the lock is nothing.
 
 
+@cython.no_gc_clear
 cdef class Table(Contents):
     """The compiled part of `Cache`: entries within bounds. All that has a leading underscore is for this package only."""
-
 
     def __cinit__(self, *args, **kwargs):
         self.order = Order()
@@ -173,7 +173,7 @@ cdef class Table(Contents):
         self.insert(key, value, self.lifetime, 0, None, True)
 
     def _insert(self, key, value, lifetime, level, note, replace):
-        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. Whether it was put: always, if it may replace."""
+        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one."""
         return self.insert(key, value, self.lifetime if lifetime is None else lifetime, level, note, replace)
 
     cdef bint insert(self, key, value, double lifetime, int level, note, bint replace) except -1:
@@ -190,18 +190,31 @@ cdef class Table(Contents):
         fresh.lifetime, fresh.level = lifetime, <int16_t>level
         fresh.untracked = self.fixing == ALL or self.fixing == LASTING and lifetime == INFINITY
         fresh.now = self.now() if self.ttls or lifetime != INFINITY else 0
-        self.order.open(level)
+        if not self.order.has(level):
+            self.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
-        if old.value is not NULL:
-            self.part(&old)
-        if grave != NIL:
-            self.bury(grave)
+        try:
+            if old.value is not NULL:
+                self.part(&old)
+        finally:
+            if grave != NIL:
+                self.bury(grave)
         if done < 0:
             raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
         return done
+
+    cdef int open(self, int level) except -1:
+        """See that there is a policy of this priority."""
+        made, others = self.order.another(), [None] * LEVELS
+        table_lock(&self.mutex)
+        try:
+            self.order.adopt(level, made, others)
+        finally:
+            table_unlock(&self.mutex)
+        return 0
 
     cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
@@ -426,4 +439,4 @@ cdef class Table(Contents):
 
     def __dealloc__(self):
         empty(self)
-        store_free(&self.store)
+        self.charge(0)
