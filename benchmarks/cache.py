@@ -17,6 +17,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from benchmarks import traces
+from benchmarks.environment import version_of
 from benchmarks.harness import MIB, Plan, Report, Row, Samples, Side, Spread, compare, peer, progress, row
 from benchmarks.worker import apart
 from mempool.cache import Cache, WeakCache
@@ -66,6 +67,8 @@ def run(plan: Plan) -> Report:
     bounded_by_bytes(plan, report)
     loads(plan, report)
     weak(plan, report)
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("lru-dict", "cachetools", "theine"))
+    report.notes.append(f"Caches: {versions}. Memory is that of the container: keys and values are there before.")
     return report
 
 

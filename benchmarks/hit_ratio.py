@@ -131,8 +131,10 @@ def against_theine(scores: Sequence[Score]) -> list[Row]:
 def means(figure: str, scores: Sequence[Score], rival: str, *, plain: bool = False, must: float | None = None) -> Row:
     """Make the row of two mean hit ratios."""
     own, other = mean(scores, DEFAULT), mean(scores, rival)
-    ratio = Spread.of([own / other]) if other else None
-    note = "" if other else "it has no hits"
+    if not other and must is None:
+        # Nothing to divide by: both values are shown, and no ratio.
+        return Row(figure, rival, plain, other, own, unit="hits", sense="at most")
+    ratio, note = (Spread.of([own / other]), "") if other else (None, f"{rival} has no hits")
     return Row(figure, rival, plain, other, own, unit="hits", ratio=ratio, sense="at least", must=must, note=note)
 
 

@@ -224,6 +224,11 @@ def test_targets_are_judged(scores: list[Score], verdicts: list[str]) -> None:
     assert [row.verdict for row in report.rows if row.must is not None] == verdicts
 
 
+def test_a_rival_without_hits_is_shown_without_a_ratio() -> None:
+    rows = [row for row in hit_ratio.judged([score_of(default=200)]).rows if row.rival == LRU and row.unit == "hits"]
+    assert [(row.rival_value, row.own_value, row.ratio, row.verdict) for row in rows] == [(0.0, 0.2, None, "-")]
+
+
 def test_bytes_are_played_where_there_are_sizes() -> None:
     jobs = hit_ratio.jobs_of([Trace("a", [1, 2]), Trace("b", [1, 2], [5, 6])])
     assert [job.trace.name for job in jobs if job.by_bytes] == ["b"] * 5
