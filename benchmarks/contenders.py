@@ -5,7 +5,6 @@ Each is asked as a program would ask: get, and put what was missing. All hits ar
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ from mempool.cache import Cache
 POLICIES = ("lru", "lfu", "fifo", "random", "sieve", "s3fifo", "tinylfu")
 DEFAULT = "default"
 LRU, FIFO, OPTIMUM, THEINE, CACHETOOLS = "exact LRU", "exact FIFO", "optimum", "theine", "cachetools LRU"
-SEED = 7
 
 
 class Job(NamedTuple):
@@ -76,7 +74,6 @@ def mapping_hits(cache: Any, job: Job) -> int:
 def theine_hits(job: Job) -> int:
     """Count the hits of theine's cache, which knows entries and no sizes."""
     theine: Any = peer(THEINE)
-    random.seed(SEED)  # it draws which of its buffers notes a hit
     cache = theine.Cache(job.bound)
     hits = 0
     for key in job.trace.keys:
