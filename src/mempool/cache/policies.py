@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 __all__ = ["POLICIES", "Policy"]
 
-DEFAULT = "lru"
+DEFAULT = "tinylfu"
 
 
 class Policy(NamedTuple):
@@ -29,6 +29,7 @@ POLICIES = {
     "lru": Policy("lru"),
     "fifo": Policy("fifo"),
     "random": Policy("random"),
+    "tinylfu": Policy("tinylfu"),
     "noeviction": Policy("none", fixing=2),
     "allkeys-lru": Policy("lru"),
     "allkeys-random": Policy("random"),
