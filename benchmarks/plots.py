@@ -289,6 +289,8 @@ def draw_cache(report: Report, path: Path) -> Path:
     numbers(left, times)
     left.set_ylabel("get, and put what was missing")
     left.set_xlabel("entries of the cache; 100,000 keys")
+    left.set_ylim(top=4 * left.get_ylim()[1])
+    left.legend(loc="upper center", ncols=2, fontsize=9)
     names = list(memory)[::-1]
     colors = ["#c2410c" if name in OWN_POLICIES else "#64748b" for name in names]
     bars = right.barh(names, [memory[name][0][1] for name in names], color=colors)
