@@ -265,7 +265,11 @@ def test_a_loader_may_ask_for_its_own_key(cache: Cache[Any, Any]) -> None:
 
 def test_a_loader_may_ask_for_other_keys(cache: Cache[int, int]) -> None:
     def fibonacci(number: int) -> int:
-        return number if number < 2 else cache.get_or_load(number - 1, fibonacci) + cache.get_or_load(number - 2, fibonacci)
+        return (
+            number
+            if number < 2
+            else cache.get_or_load(number - 1, fibonacci) + cache.get_or_load(number - 2, fibonacci)
+        )
 
     assert cache.get_or_load(80, fibonacci) == 23416728348467685
     assert cache._loads.loaded == 81

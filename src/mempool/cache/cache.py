@@ -98,6 +98,8 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         name: str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if "_account" in vars(self):
+            raise RuntimeError("a cache cannot be set up again")
         if maxsize is None and max_bytes is None:
             raise TypeError("a cache needs a bound: maxsize, max_bytes or both")
         self._maxsize = None if maxsize is None else as_count(maxsize, "maxsize")
