@@ -99,7 +99,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         name: str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if hasattr(self, "_loads"):
+        if "_account" in vars(self):
             raise RuntimeError("a cache cannot be set up again")
         if maxsize is None and max_bytes is None:
             raise TypeError("a cache needs a bound: maxsize, max_bytes or both")
