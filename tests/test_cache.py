@@ -4,12 +4,13 @@ import gc
 import math
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
 import pytest
-from cache_kit import Own, Told
 
+from cache_kit import Own, Told
 from mempool.cache import Cache, CacheFull, Cause
 
 POLICIES = ["lru", "fifo", "random", None]
@@ -362,10 +363,8 @@ def test_missing_whose_value_is_too_large() -> None:
     class Big(Cache[str, str]):
         def __missing__(self, key: str) -> str:
             value = key * 10
-            try:
+            with suppress(ValueError):
                 self[key] = value
-            except ValueError:
-                pass
             return value
 
     cache = Big(15, getsizeof=len)
@@ -528,7 +527,8 @@ def test_what_may_not_be_evicted_fills_the_cache() -> None:
 
 def test_a_cache_goes_as_soon_as_nobody_has_it() -> None:
     class Value:
-        pass
+        def __init__(self, key: object = None) -> None:
+            pass
 
     gc.collect()
     gc.disable()
@@ -537,7 +537,7 @@ def test_a_cache_goes_as_soon_as_nobody_has_it() -> None:
         value = Value()
         cache.put("a", value, tags=("t", "u"), version=3)
         cache.namespace("n")[1] = value
-        cache.get_or_load("b", lambda key: value)
+        cache.get_or_load("b", Value)
         refs = ref(cache), ref(value)
         del cache, value
         assert [found() for found in refs] == [None, None]

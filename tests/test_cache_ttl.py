@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import pytest
-from cache_kit import Clock, Told
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_kit import Clock, Told
 from mempool.cache import Cache, Cause
 
 

@@ -10,6 +10,9 @@ cdef dict POLICIES = {
     "lru": Lru,
     "fifo": Fifo,
     "random": Random,
+    "lfu": Lfu,
+    "sieve": Sieve,
+    "s3fifo": S3Fifo,
 }
 
 

@@ -7,7 +7,7 @@
 
 
 @cython.no_gc_clear
-cdef class Table(Contents):
+cdef class Table(Lookup):
     """The compiled part of `Cache`: entries within bounds. All that has a leading underscore is for this package only."""
 
     @classmethod
@@ -45,89 +45,6 @@ cdef class Table(Contents):
 
     # ---- lookup ----
 
-    cdef uint32_t seek(self, PyObject *key, uint32_t hash) except? 0xFFFFFFFF:
-        """The slot of a key, or NIL. The lock is held when this returns, and not when it raises."""
-        cdef Store *store = &self.store
-        cdef Cell *cell
-        cdef uint32_t at
-        cdef int same
-        table_lock(&self.mutex)
-        if store.cells is NULL:
-            return NIL
-        at = hash & store.mask
-        while True:
-            cell = &store.cells[at]
-            if cell.slot == NIL:
-                return NIL
-            if cell.hash == hash:
-                same = table_same(store.entries[cell.slot].key, key)
-                if same > 0:
-                    return cell.slot
-                if same < 0:
-                    break
-            at = (at + 1) & store.mask
-        table_unlock(&self.mutex)
-        return self.seek_slowly(key, hash)
-
-    cdef uint32_t seek_slowly(self, PyObject *key, uint32_t hash) except? 0xFFFFFFFF:
-        """Where `__eq__` must be asked. It runs unlocked; if the table changed meanwhile, all begins again."""
-        cdef Store *store = &self.store
-        cdef uint32_t at, slot, changes
-        cdef int same
-        table_lock(&self.mutex)
-        changes = self.changes
-        at = hash & store.mask
-        while store.cells is not NULL and store.cells[at].slot != NIL:
-            slot = store.cells[at].slot
-            same = 0
-            if store.cells[at].hash == hash:
-                same = table_same(store.entries[slot].key, key)
-                if same < 0:
-                    same = self.ask(store.entries[slot].key, key)
-                if self.changes != changes:
-                    changes = self.changes
-                    at = hash & store.mask
-                    continue
-            if same:
-                return slot
-            at = (at + 1) & store.mask
-        return NIL
-
-    cdef int ask(self, PyObject *stored, PyObject *key) except -1:
-        """Whether they are equal, by their own code."""
-        cdef int same
-        keep_alive(stored)
-        table_unlock(&self.mutex)
-        try:
-            same = same_by_code(stored, key, 2)  # Py_EQ
-        finally:
-            drop(stored)
-        table_lock(&self.mutex)
-        return same
-
-    cdef PyObject *find(self, PyObject *key, Py_hash_t full) except? NULL:
-        """A new reference to the value; NULL without an error: there is none. Counts, and tells the policy."""
-        cdef uint32_t hash = mixed(full)
-        cdef double now = self.now() if self.ttls else 0
-        cdef uint32_t slot = self.seek(key, hash)
-        cdef uint32_t grave = NIL
-        cdef PyObject *value
-        if slot != NIL and not self.is_over(slot, now):
-            value = self.store.entries[slot].value
-            keep_alive(value)
-            self.hits += 1
-            self.tell_hit(slot)
-            table_unlock(&self.mutex)
-            return value
-        self.misses += 1
-        self.order.plain.missed(hash)
-        if slot != NIL:
-            self.unlink(slot, EXPIRED, &grave)
-        table_unlock(&self.mutex)
-        if grave != NIL:
-            self.bury(grave)
-        return NULL
-
     def _find(self, key, version=None):
         """Return the value of a key, or MISSING. As a use of it; an entry of another version than is asked for is stale, and leaves."""
         cdef PyObject *value
@@ -135,49 +52,6 @@ cdef class Table(Contents):
             return self.find_version(key, version)
         value = self.find(<PyObject *>key, hash_of(key))
         return missing if value is NULL else taken(value)
-
-    cdef object find_version(self, key, version):
-        cdef uint32_t slot, grave = NIL, hash = mixed(hash_of(key))
-        cdef int same = 0, verdict = 0
-        cdef double now
-        cdef PyObject *value = NULL
-        cdef PyObject *note
-        judged = None
-        while True:
-            now = self.now() if self.ttls else 0
-            slot = self.seek(<PyObject *>key, hash)
-            if slot == NIL or self.is_over(slot, now):
-                break
-            note = self.note_at(slot)
-            same = verdict if judged is not None and note == <PyObject *>judged else same_version(note, version)
-            if same >= 0:
-                break
-            keep_alive(note)
-            table_unlock(&self.mutex)
-            judged = taken(note)
-            verdict = bool((<Note>judged).version == version)
-        if same > 0:
-            value = self.store.entries[slot].value
-            keep_alive(value)
-            self.hits += 1
-            self.tell_hit(slot)
-        else:
-            self.misses += 1
-            self.order.plain.missed(hash)
-            if slot != NIL:
-                self.unlink(slot, EXPIRED if self.is_over(slot, now) else INVALIDATED, &grave)
-        table_unlock(&self.mutex)
-        self.bury(grave)
-        return missing if value is NULL else taken(value)
-
-    cdef inline PyObject *note_at(self, uint32_t slot) noexcept:
-        return NULL if self.store.extras is NULL else self.store.extras[slot].note
-
-    cdef inline void tell_hit(self, uint32_t slot) noexcept:
-        if self.store.extras is NULL:
-            self.order.plain.hit(slot)
-        elif not self.store.extras[slot].untracked:
-            self.order.of(slot).hit(slot)
 
     def __getitem__(self, key):
         cdef PyObject *value = self.find(<PyObject *>key, hash_of(key))
@@ -270,12 +144,14 @@ cdef class Table(Contents):
     cdef uint64_t weigh(self, value) except? 0xFFFFFFFFFFFFFFFF:
         if self.weighing == UNIT:
             return 1
-        size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
+        if self.weighing == REAL:
+            return values.weigh(<PyObject *>value)
+        size = self.getsizeof(value)
         if not isinstance(size, int):
             raise TypeError(f"getsizeof must return an int, not {size!r}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
-        return UNBOUNDED if size > UNBOUNDED else size
+        return UNBOUNDED + 1 if size > UNBOUNDED else size
 
     def __setitem__(self, key, value):
         self.insert(key, value, self.lifetime, 0, None, True, None)
@@ -318,7 +194,7 @@ cdef class Table(Contents):
             self.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
-        cdef int done = self.place(slot, &fresh, replace, &old, &grave)
+        cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -326,9 +202,13 @@ cdef class Table(Contents):
         finally:
             if grave != NIL:
                 self.bury(grave)
+        if self.pins is not None and self.pins.total:
+            if done > 0:
+                self.pins.welcome(<PyObject *>value)
+            settle(self, slot, <PyObject *>value)
         if done < 0:
             self.rejections += 1
-            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted")
+            raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
         return done
 
     cdef int open(self, int level) except -1:
@@ -341,20 +221,20 @@ cdef class Table(Contents):
             table_unlock(&self.mutex)
         return 0
 
-    cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
+    cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot != NIL and not replace and not self.is_over(slot, fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
             return 0
         if fresh.claim is not NULL and (<Claim>fresh.claim).lapsed:
             return 0
-        if not self.fits(slot, fresh):
+        if not self.fits(slot[0], fresh):
             return -1
-        if slot == NIL:
-            slot = self.fill(fresh)
+        if slot[0] == NIL:
+            slot[0] = self.fill(fresh)
         else:
-            self.swap(slot, fresh, old)
+            self.swap(slot[0], fresh, old)
         self.insertions += 1
-        self.evict(slot, EVICTED, grave)
+        self.evict(slot[0], EVICTED, grave)
         return 1
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
@@ -397,7 +277,6 @@ cdef class Table(Contents):
             store.sizes[slot] = fresh.size
         store.total += fresh.size
         store.count += 1
-        self.changes += 1
         index_add(store, fresh.hash, slot)
         if store.extras is NULL:
             self.order.plain.added(slot)
@@ -453,8 +332,10 @@ cdef class Table(Contents):
     # ---- removal ----
 
     def __delitem__(self, key):
-        if self.remove(key, NULL, DELETED) is missing:
+        value = self.remove(key, NULL, DELETED)
+        if value is missing:
             raise KeyError(key)
+        values.adopt(<PyObject *>value)
 
     def pop(self, key, default=MISSING):
         """Remove a key and return its value, or the default; `KeyError` without one."""
@@ -527,6 +408,7 @@ cdef class Table(Contents):
         count = self.store.count
         for slot in range(1, self.store.fresh + 1):
             if is_entry(&self.store, slot):
+                values.adopt(self.store.entries[slot].value)
                 self.unlink(slot, cause, &grave)
         self.order.clear()
         table_unlock(&self.mutex)
@@ -549,6 +431,7 @@ cdef class Table(Contents):
             slot = heap_due(&self.store, now)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
         return count
 
     # ---- bounds ----
@@ -576,6 +459,10 @@ cdef class Table(Contents):
             self.allowed,
             self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
         )
+    @property
+    def pinned(self):
+        """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
+        return 0 if self.pins is None else self.pins.total
 
     def _bounds(self, bound, most):
         """Change the bounds; what is beyond them leaves."""
@@ -588,6 +475,7 @@ cdef class Table(Contents):
         self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
 
     def __dealloc__(self):
         empty(self)

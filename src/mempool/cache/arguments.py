@@ -10,7 +10,7 @@ from mempool.units import parse_duration, shown
 
 __all__ = ["UNBOUNDED", "as_callable", "as_count", "as_lifetime", "as_name", "as_policy", "as_priority"]
 
-UNBOUNDED = 1 << 63
+UNBOUNDED = (1 << 63) - 1
 HIGHEST = 100
 
 

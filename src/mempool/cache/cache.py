@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, walk
+from mempool.cache._policies import MISSING, Pins, walk
 from mempool.cache.arguments import (
     UNBOUNDED,
     as_callable,
@@ -98,6 +98,8 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         name: str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if hasattr(self, "_loads"):
+            raise RuntimeError("a cache cannot be set up again")
         if maxsize is None and max_bytes is None:
             raise TypeError("a cache needs a bound: maxsize, max_bytes or both")
         self._maxsize = None if maxsize is None else as_count(maxsize, "maxsize")
@@ -109,6 +111,7 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
         self._account = Account(self._name, parent=_caches)
+        self._pins = None if self._max_bytes is None else Pins()
         self._tags = Tags()
         self._begin(
             chosen.order,
@@ -118,7 +121,7 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
             as_callable(clock, "clock"),
             as_callable(on_evict, "on_evict"),
             self._account,
-            None,
+            self._pins,
             chosen.fixing,
             chosen.soonest,
         )
@@ -253,7 +256,11 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         most = self._maxsize if maxsize is None else as_count(maxsize, "maxsize")
         bound = self._max_bytes if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._maxsize, self._max_bytes = most, bound
-        self._bounds(*self._limits())
+        while True:  # another thread may resize it too: the last one counts
+            limits = self._limits()
+            self._bounds(*limits)
+            if limits == self._limits():
+                return
 
     def getsizeof(self, value: V) -> int:
         """Return what a value counts: 1, or its real bytes under `max_bytes`. To be overridden."""
@@ -283,8 +290,8 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
             maxsize=self.maxsize,
             max_bytes=self._max_bytes,
             allowance=_shown(allowed),
-            pinned_bytes=0,
-            pinned=0,
+            pinned_bytes=0 if self._pins is None else self._pins.nbytes,
+            pinned=0 if self._pins is None else self._pins.count,
             own_bytes=own,
         )
 

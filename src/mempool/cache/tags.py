@@ -8,7 +8,7 @@ from mempool.cache._policies import MISSING, Note, Table, Tagged
 
 __all__ = ["Tags", "as_tags"]
 
-_UNBOUNDED = 1 << 63
+_UNBOUNDED = (1 << 63) - 1
 
 
 class Tags:
