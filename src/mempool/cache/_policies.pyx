@@ -13,6 +13,7 @@ It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes
 between two looks, and what leaves is dropped, counted and told after it has left.
 """
 cimport cython
+from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyTypeObject, inquiry, traverseproc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF, PyObject
@@ -22,10 +23,10 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object CacheFull, CAUSES_BY_NUMBER, _core_weighing, log, shown, urandom
+cdef object CacheFull, CAUSES_BY_NUMBER, _core_weighing, log, report, shown, urandom
 from os import urandom
 
-from mempool._core import _weighing as _core_weighing
+from mempool._core import _report as report, _weighing as _core_weighing
 from mempool.cache.records import CAUSES_BY_NUMBER, CacheFull, log
 from mempool.units import shown
 
