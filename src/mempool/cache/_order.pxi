@@ -10,10 +10,14 @@ cdef dict POLICIES = {
     "lru": Lru,
     "fifo": Fifo,
     "random": Random,
+    "lfu": Lfu,
+    "sieve": Sieve,
+    "s3fifo": S3Fifo,
 }
 
 
-@cython.no_gc  # the collector would take its policies from it before the table that calls them is cleared
+@cython.final
+@cython.no_gc  # it is part of no cycle; a collector that saw it would clear its list before the table is done with it
 cdef class Order:
     """The policies of one table. Nearly every table has one: that of priority 0."""
 

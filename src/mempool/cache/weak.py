@@ -83,7 +83,7 @@ class _Reference(weakref.ref[Any]):
     __ne__ = object.__ne__
 
 
-class _Band(Yielding):
+class _Band(Yielding[Any, Any]):
     """References to their values, held strongly: the least recently used one goes first."""
 
     def __init__(self, nbytes: int | None, items: int | None, account: Account) -> None:
@@ -117,7 +117,7 @@ def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
     return leave
 
 
-def _collecting(references: Table) -> Callable[[_Reference], None]:
+def _collecting(references: Table[Any, Any]) -> Callable[[_Reference], None]:
     """Return what is called with the reference of a value that has died."""
     table = weakref.ref(references)
 
@@ -206,7 +206,8 @@ class WeakCache(WeakMapping[K, V]):
         account = Account(self.name, parent=caches_account)
         banded = (nbytes is not None or items is not None) and nbytes != 0 and items != 0
         band = self._band = _Band(nbytes, items, account) if banded else None
-        references = self._references = Table()
+        references: Table[Any, Any] = Table()
+        self._references = references
         leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
         references._begin("none", ENDLESS, ENDLESS, _UNIT, seconds, clock, leaving, account, None)
         self._collect = _collecting(references)

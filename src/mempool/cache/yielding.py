@@ -13,6 +13,7 @@ content and no more.
 
 import operator
 import time
+from typing import Any, Generic, TypeVar
 
 from mempool.cache._policies import Table
 from mempool.cache.records import Cause
@@ -22,6 +23,9 @@ from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
 __all__ = ["ENDLESS", "Estimate", "Yielding", "share_of"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _PARTS = 20  # a step is one of so many
 ENDLESS = 1 << 63  # the bound of a table that has none
@@ -38,7 +42,7 @@ class Estimate:
     def __init__(self) -> None:
         self._each, self._until, self._count = 0.0, float("-inf"), 0
 
-    def of(self, table: Table) -> int:
+    def of(self, table: Table[Any, Any]) -> int:
         """Return the bytes of its values."""
         count = len(table)
         now = time.monotonic()
@@ -68,18 +72,21 @@ def share_of(nbytes: int, total: int, held: int) -> int:
     return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
 
 
-class Yielding(Table):
+class Yielding(Table[K, V], Generic[K, V]):
     """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
 
     _whole = ENDLESS  # what it grows back to; of one without a bound: what it held
     _estimate: Estimate | None = None  # None: sizes are bytes
 
-    name: str
-
     def _begin_yielding(self, *, exact: bool) -> None:
         """Register; whether sizes are bytes."""
         self._estimate = None if exact else Estimate()
         register(self)
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
