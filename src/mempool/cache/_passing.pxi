@@ -129,7 +129,9 @@ cdef void shrink_unseen(Contents table, uint64_t goal, int cause, uint32_t *grav
 cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
     cdef Store *store = &table.store
     cdef uint32_t following, slot = policy.victim(NIL)
-    while slot != NIL and store.total > goal:
+    cdef uint64_t looks = 2 * <uint64_t>store.count  # an order may be a circle, and have the last one take the place of one that goes
+    while slot != NIL and store.total > goal and looks:
+        looks -= 1
         following = policy.after(slot)
         if following == slot:
             shrink_slots(table, policy, goal, cause, grave)
