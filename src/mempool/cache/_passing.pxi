@@ -136,7 +136,7 @@ cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause,
         if following == slot:
             shrink_slots(table, policy, goal, cause, grave)
             return
-        if not is_seen(store.entries[slot].value):
+        if not is_passed(table, slot):
             table.unlink(slot, cause, grave)
         slot = following
 
@@ -148,7 +148,7 @@ cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, int cause, 
     for slot in range(1, store.fresh + 1):
         if store.total <= goal:
             return
-        if not is_entry(store, slot) or is_seen(store.entries[slot].value):
+        if not is_entry(store, slot) or is_passed(table, slot):
             continue
         if policy is None:
             if store.extras[slot].place == 0:

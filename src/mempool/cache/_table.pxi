@@ -510,7 +510,7 @@ cdef class Table(Lookup):
             slot = self.victim(NIL)
             if slot == NIL:
                 break
-            if is_seen(self.store.entries[slot].value):
+            if is_passed(self, slot):
                 shrink_unseen(self, goal, why, &grave)
                 break
             self.unlink(slot, why, &grave)
