@@ -14,6 +14,7 @@ It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes
 between two looks, and what leaves is dropped, counted and told after it has left.
 """
 cimport cython
+from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyTypeObject, destructor, inquiry, traverseproc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF, PyObject
@@ -23,12 +24,12 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, TooLarge, _core_weighing, log, shown, urandom, weak_reference
+cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, TooLarge, _core_weighing, log, report, shown, urandom, weak_reference
 from os import urandom
 from types import GenericAlias
 from weakref import ref as weak_reference
 
-from mempool._core import _weighing as _core_weighing
+from mempool._core import _report as report, _weighing as _core_weighing
 from mempool.cache.records import CAUSES_BY_NUMBER, CacheFull, TooLarge, log
 from mempool.units import shown
 
