@@ -159,7 +159,7 @@ cdef class Table(Lookup):
     def _insert(self, key, value, lifetime, level, note, replace):
         """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one.
 
-        A load gives its claim, which says that.
+        A load gives its claim, which says that; what is refused for its size or for want of room raises nothing then.
         """
         cdef Claim claim = <Claim>replace if isinstance(replace, Claim) else None
         return self.insert(
@@ -183,7 +183,9 @@ cdef class Table(Lookup):
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
             self.rejections += 1
-            raise TooLarge(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
+            if claim is not None:
+                return False
+            raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
         fresh.claim = NULL if claim is None else <PyObject *>claim
@@ -208,6 +210,8 @@ cdef class Table(Lookup):
             settle(self, slot, <PyObject *>value)
         if done < 0:
             self.rejections += 1
+            if claim is not None:
+                return False
             raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
         return done
 
