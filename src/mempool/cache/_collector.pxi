@@ -46,6 +46,14 @@ cdef int clear_entries(PyObject *table) noexcept:
     return 0
 
 
+cdef void dealloc_entries(PyObject *table) noexcept:
+    """Weak references end first: a value that dies with the table must not get hold of it."""
+    end_weak_references(table)
+    cython_dealloc(table)
+
+
+cdef destructor cython_dealloc = (<PyTypeObject *>Table).tp_dealloc
 cdef traverse_function cython_traverse = <traverse_function>(<PyTypeObject *>Table).tp_traverse
 (<PyTypeObject *>Table).tp_traverse = <traverseproc>visit_entries
 (<PyTypeObject *>Table).tp_clear = <inquiry>clear_entries
+(<PyTypeObject *>Table).tp_dealloc = <destructor>dealloc_entries

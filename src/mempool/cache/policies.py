@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 __all__ = ["POLICIES", "Policy"]
 
-DEFAULT = "lru"
+DEFAULT = "tinylfu"
 
 
 class Policy(NamedTuple):
@@ -29,10 +29,16 @@ POLICIES = {
     "lru": Policy("lru"),
     "fifo": Policy("fifo"),
     "random": Policy("random"),
+    "lfu": Policy("lfu"),
+    "sieve": Policy("sieve"),
+    "s3fifo": Policy("s3fifo"),
+    "tinylfu": Policy("tinylfu"),
     "noeviction": Policy("none", fixing=2),
     "allkeys-lru": Policy("lru"),
+    "allkeys-lfu": Policy("lfu"),
     "allkeys-random": Policy("random"),
     "volatile-lru": Policy("lru", fixing=1),
+    "volatile-lfu": Policy("lfu", fixing=1),
     "volatile-random": Policy("random", fixing=1),
     "volatile-ttl": Policy("none", fixing=1, soonest=True),
 }
