@@ -9,6 +9,9 @@
 # books no Python runs and no object that the collector knows is made: with a GIL that is all the lock they need. In a build without
 # one, a critical section is let go whenever its thread waits, so that a callback can never wait for its own thread.
 #
+# As garbage, too, they stay whole until they die: what they watch may die in the same collection, after they would be cleared. The
+# dict and the weak references can be cleared, which is enough.
+#
 # Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as consumers that keep
 # a view without one are many.
 
@@ -28,6 +31,7 @@ cdef extern from *:
     bint MP_COUNTS_ARE_EXACT
 
 @cython.final
+@cython.no_gc_clear
 cdef class _Pin:
     """One anchor, and the callback of the weak reference to it."""
 
@@ -42,6 +46,7 @@ cdef class _Pin:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Pins:
     """Pins()\n--\n
     Counts the memory of values that left, as long as somebody keeps it. Values of the same memory count once.
