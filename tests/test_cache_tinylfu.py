@@ -62,7 +62,8 @@ def with_scans(trace: list[int], every: int, length: int) -> list[int]:
 
 def share(cache: Cache[int, int]) -> float:
     """The window's."""
-    return probe_tinylfu(cache)["share"]
+    found: float = probe_tinylfu(cache)["share"]
+    return found
 
 
 def check(cache: Cache[int, int]) -> None:
@@ -351,7 +352,7 @@ class Segments(RuleBasedStateMachine):
         self.cache.pop(key, None)
         assert key not in self.cache
 
-    @precondition(lambda self: len(self.cache))
+    @precondition(lambda self: len(self.cache) > 0)
     @rule()
     def popitem(self) -> None:
         key, _ = self.cache.popitem()
