@@ -217,6 +217,19 @@ def test_a_window_of_all_is_exact_lru() -> None:
     assert probe_tinylfu(cache)["window"][0] == list(range(2499, 2449, -1))
 
 
+def test_what_is_deleted_leaves_the_shadows() -> None:
+    cache = Cache[int, int](50)
+    for key in range(60):
+        cache[key] = 1
+    assert [count for count, *_ in probe_tinylfu(cache)["shadows"]] == [50] * 4
+    for key in list(cache):
+        del cache[key]
+    assert probe_tinylfu(cache)["shadows"][0][0] == 0
+    hits(cache, range(60))
+    cache.clear()
+    assert [count for count, *_ in probe_tinylfu(cache)["shadows"]] == [0] * 4
+
+
 # ---- sizes ----
 
 

@@ -27,7 +27,7 @@ cdef enum:
     RARE = 2          # where a lead of one does not count
     SUSPECT = 5       # who was seen more often than this may get in by luck
     MOST_MET = 32     # victims that one candidate is compared with; the rest is taken to be like them
-    MOST_MOVES = 64   # from the window to the main part at once: a window that shrinks does so in many small steps
+    MOST_MOVES = 64   # from one segment to the next at once: a window that shrinks or grows does so in many small steps
 
 cdef uint64_t UNMEASURED = <uint64_t>-1
 
@@ -75,8 +75,11 @@ cdef inline void segments_hit(Segments *segments, uint32_t slot) noexcept nogil:
     if segments.store.entries[slot].mark != PROBATION:
         chain_to_head(segments.store, segment_of(segments, slot), slot)
         return
+    cdef int moves
     segments_move(segments, slot, PROTECTED)
-    while segments.protected.size > segments.protected_limit and segments.protected.tail != NIL:
+    for moves in range(MOST_MOVES):
+        if segments.protected.size <= segments.protected_limit or segments.protected.tail == NIL:
+            return
         segments_move(segments, segments.protected.tail, PROBATION)
 
 
