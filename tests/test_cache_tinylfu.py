@@ -62,7 +62,8 @@ def with_scans(trace: list[int], every: int, length: int) -> list[int]:
 
 def share(cache: Cache[int, int]) -> float:
     """The window's."""
-    return probe_tinylfu(cache)["share"]
+    found: float = probe_tinylfu(cache)["share"]
+    return found
 
 
 def check(cache: Cache[int, int]) -> None:
@@ -216,6 +217,19 @@ def test_a_window_of_all_is_exact_lru() -> None:
     assert probe_tinylfu(cache)["window"][0] == list(range(2499, 2449, -1))
 
 
+def test_what_is_deleted_leaves_the_shadows() -> None:
+    cache = Cache[int, int](50)
+    for key in range(60):
+        cache[key] = 1
+    assert [count for count, *_ in probe_tinylfu(cache)["shadows"]] == [50] * 4
+    for key in list(cache):
+        del cache[key]
+    assert probe_tinylfu(cache)["shadows"][0][0] == 0
+    hits(cache, range(60))
+    cache.clear()
+    assert [count for count, *_ in probe_tinylfu(cache)["shadows"]] == [0] * 4
+
+
 # ---- sizes ----
 
 
@@ -351,7 +365,7 @@ class Segments(RuleBasedStateMachine):
         self.cache.pop(key, None)
         assert key not in self.cache
 
-    @precondition(lambda self: len(self.cache))
+    @precondition(lambda self: len(self.cache) > 0)
     @rule()
     def popitem(self) -> None:
         key, _ = self.cache.popitem()

@@ -21,7 +21,7 @@ from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
 cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown, urandom, weak_reference

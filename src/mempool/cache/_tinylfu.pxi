@@ -71,7 +71,7 @@ cdef class TinyLfu(Policy):
 
     def __dealloc__(self):
         cdef int at
-        free(self.sketch.words)
+        free(self.sketch.memory)
         for at in range(SHADOWS):
             shadow_free(&self.shadows[at])
 
@@ -183,4 +183,4 @@ cdef class TinyLfu(Policy):
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         capacity = max(capacity, <uint64_t>self.capacity)
         cdef uint32_t slots = max(shadow_slots(capacity >> shadow_shift(capacity)), self.shadows[0].store.capacity)
-        return 64 * <uint64_t>sketch_blocks(capacity) + SHADOWS * shadow_bytes(slots)
+        return 64 * (sketch_blocks(capacity) + <uint64_t>1) + SHADOWS * shadow_bytes(slots)
