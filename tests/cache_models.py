@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-__all__ = ["EXACT", "Fifo", "Lfu", "Lru", "Model", "S3Fifo", "Sieve"]
+__all__ = ["EXACT", "Levels", "Model", "Soonest"]
 
 WAYS = 16  # ghosts of a bucket
 
@@ -17,56 +17,107 @@ def mixed(key: Hashable) -> int:
 
 
 class Model:
-    """A cache of sizes. A policy adds `enter`, `use`, `leave` and `choose`."""
+    """The order among some entries. A policy adds `enter`, `use`, `leave` and `choose`."""
 
-    def __init__(self, bound: int, counted: bool = True) -> None:
-        self.bound, self.counted = bound, counted
+    def __init__(self) -> None:
         self.sizes: dict[Any, int] = {}
+
+    def ready(self, slots: int) -> None:
+        """The table has so many slots."""
+
+    def clear(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def enter(self, key: Hashable) -> None: ...
+    def use(self, key: Hashable) -> None: ...
+    def leave(self, key: Hashable, evicted: bool) -> None: ...
+    def choose(self, keep: Hashable) -> Any: ...
+
+
+class Levels:
+    """A cache: an order for each priority, and entries that may not go (None: their order)."""
+
+    def __init__(self, order: type[Model], bound: int, counted: bool = True) -> None:
+        self.order, self.bound, self.counted = order, bound, counted
+        self.slots = 0  # that the table has
+        self.orders: dict[int, Model] = {}
+        self.places: dict[Any, Model | None] = {}
+        self.fixed: dict[Any, int] = {}
         self.evicted: list[Any] = []
-        self.slots = 0  # that the table has, of which ghosts depend
         self.hits = 0
-        self.buckets = 1  # of ghosts: these stay
 
     def get(self, key: Hashable) -> bool:
-        if key in self.sizes:
-            self.hits += 1
-            self.use(key)
-        return key in self.sizes
+        place = self.places.get(key)
+        self.hits += key in self.places
+        if place is not None:
+            place.use(key)
+        return key in self.places
 
-    def put(self, key: Hashable, size: int = 1) -> None:
-        if key in self.sizes:
-            self.sizes[key] = size
-            self.use(key)
-        else:
+    def put(self, key: Hashable, size: int = 1, level: int = 0, fixed: bool = False) -> bool:
+        """Whether there is room beside what may not go."""
+        place = self.of(level)
+        if sum(self.fixed.values()) - self.fixed.get(key, 0) + size > self.bound:
+            return False
+        if key not in self.places:
             self.grow()
-            self.sizes[key] = size
-            self.enter(key)
+        elif not fixed and self.places[key] is place:
+            place.sizes[key] = size
+            place.use(key)
+            self.evict(key)
+            return True
+        else:
+            self.pop(key)
+        (self.fixed if fixed else place.sizes)[key] = size
+        self.places[key] = None if fixed else place
+        if not fixed:
+            place.enter(key)
         self.evict(key)
+        return True
 
     def pop(self, key: Hashable, evicted: bool = False) -> None:
-        self.leave(key, evicted)
-        del self.sizes[key]
+        place = self.places.pop(key)
+        if place is None:
+            del self.fixed[key]
+        else:
+            place.leave(key, evicted)
+            del place.sizes[key]
 
     def resize(self, bound: int) -> None:
         self.bound = bound
         self.evict(None)
 
     def clear(self) -> None:
-        hits, buckets, evicted = self.hits, self.buckets, self.evicted
-        self.__init__(self.bound, self.counted)  # type: ignore[misc]
-        self.hits, self.buckets, self.evicted = hits, buckets, evicted
+        for order in self.orders.values():
+            order.clear()
+        self.fixed.clear()
+        self.places.clear()
+        self.slots = 0
+
+    def choose(self, keep: Hashable) -> Any:
+        chosen = (self.orders[level].choose(keep) for level in sorted(self.orders))
+        return next((key for key in chosen if key is not None), None)
 
     def evict(self, keep: Hashable) -> None:
-        while sum(self.sizes.values()) > self.bound:
-            victim = self.choose(keep)
+        while self.size() > self.bound and (victim := self.choose(keep)) is not None:
             self.pop(victim, evicted=True)
             self.evicted.append(victim)
 
+    def size(self) -> int:
+        return sum(self.fixed.values()) + sum(sum(order.sizes.values()) for order in self.orders.values())
+
+    def of(self, level: int) -> Model:
+        if level not in self.orders:
+            self.orders[level] = self.order()
+            self.orders[level].ready(self.slots)
+        return self.orders[level]
+
     def grow(self) -> None:
-        if len(self.sizes) == self.slots:
+        if len(self.places) == self.slots:
             self.slots = max(2 * self.slots, 8)
             if self.counted:
-                self.slots = min(self.slots, max(self.bound, len(self.sizes)) + 1)
+                self.slots = min(self.slots, max(self.bound, len(self.places)) + 1)
+            for order in self.orders.values():
+                order.ready(self.slots)
 
     def run(self, keys: Iterable[Hashable]) -> int:
         """Get or put each; how many were there."""
@@ -76,15 +127,10 @@ class Model:
                 self.put(key)
         return self.hits - before
 
-    def enter(self, key: Hashable) -> None: ...
-    def use(self, key: Hashable) -> None: ...
-    def leave(self, key: Hashable, evicted: bool) -> None: ...
-    def choose(self, keep: Hashable) -> Any: ...
-
 
 class Fifo(Model):
-    def __init__(self, bound: int, counted: bool = True) -> None:
-        super().__init__(bound, counted)
+    def __init__(self) -> None:
+        super().__init__()
         self.queue: list[Any] = []
 
     def enter(self, key: Hashable) -> None:
@@ -104,8 +150,8 @@ class Lru(Fifo):
 
 
 class Lfu(Lru):
-    def __init__(self, bound: int, counted: bool = True) -> None:
-        super().__init__(bound, counted)
+    def __init__(self) -> None:
+        super().__init__()
         self.uses: dict[Any, int] = {}
 
     def enter(self, key: Hashable) -> None:
@@ -121,8 +167,8 @@ class Lfu(Lru):
 
 
 class Sieve(Fifo):
-    def __init__(self, bound: int, counted: bool = True) -> None:
-        super().__init__(bound, counted)
+    def __init__(self) -> None:
+        super().__init__()
         self.visited: set[Any] = set()
         self.hand: Any = None
 
@@ -152,16 +198,21 @@ class Sieve(Fifo):
 
 
 class S3Fifo(Model):
-    def __init__(self, bound: int, counted: bool = True) -> None:
-        super().__init__(bound, counted)
+    def __init__(self) -> None:
+        super().__init__()
         self.small: list[Any] = []
         self.main: list[Any] = []
         self.uses: dict[Any, int] = {}
         self.ghosts: dict[int, list[int]] = defaultdict(list)
+        self.buckets = 1
 
-    def grow(self) -> None:
-        super().grow()
-        while self.buckets * WAYS < self.slots:
+    def clear(self) -> None:
+        buckets = self.buckets
+        super().clear()
+        self.buckets = buckets
+
+    def ready(self, slots: int) -> None:
+        while self.buckets * WAYS < slots:
             self.buckets *= 2
             old, self.ghosts = self.ghosts, defaultdict(list)
             for hash in (hash for ghosts in old.values() for hash in ghosts):
@@ -205,6 +256,20 @@ class S3Fifo(Model):
                 self.uses[old] -= 1
                 self.main.remove(old)
                 self.main.append(old)
+
+
+class Soonest(Model):
+    """All have a deadline, and the next one goes, whatever its priority; values are said to know it."""
+
+    def __init__(self, deadlines: dict[Any, float]) -> None:
+        super().__init__()
+        self.deadlines = deadlines
+
+    def clear(self) -> None:
+        self.sizes.clear()
+
+    def choose(self, keep: Hashable) -> Any:
+        return min((key for key in self.sizes if key != keep), key=self.deadlines.__getitem__, default=None)
 
 
 EXACT: dict[str, type[Model]] = {"fifo": Fifo, "lru": Lru, "lfu": Lfu, "sieve": Sieve, "s3fifo": S3Fifo}

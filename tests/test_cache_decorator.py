@@ -8,7 +8,6 @@ import threading
 import weakref
 from typing import Any
 
-import cachetools
 import pytest
 
 from loading_kit import Gate, Oops, check_idle, wait_for_waiters, without_collector
@@ -238,9 +237,18 @@ def test_a_plain_function_that_returns_an_awaitable_is_refused(cache: Cache[Any,
 # ---- caches of all kinds ----
 
 
-@pytest.mark.parametrize(
-    "make", [dict, lambda: cachetools.LRUCache(10), lambda: Cache(10).namespace("of one function")]
-)
+class Small(dict[Any, Any]):
+    """Refuses as caches do."""
+
+    maxsize, currsize = 3, 0
+
+    def setdefault(self, key: Any, value: Any = None) -> Any:
+        if len(str(value)) > self.maxsize:
+            raise ValueError("value too large")
+        return super().setdefault(key, value)
+
+
+@pytest.mark.parametrize("make", [dict, lambda: Cache(10).namespace("of one function")])
 def test_any_mapping(make: Any) -> None:
     mapping = make()
     gate = Gate(None)
@@ -262,9 +270,9 @@ def test_any_mapping(make: Any) -> None:
 
 
 def test_a_foreign_cache_that_refuses() -> None:
-    load = cached(cachetools.LRUCache(1, getsizeof=len))(str)
-    assert load(1000) == "1000"
-    assert load.cache_info() == CacheInfo(0, 1, 1, 0)
+    load = cached(Small())(str)
+    assert (load(1000), load(1)) == ("1000", "1")
+    assert load.cache_info() == CacheInfo(0, 2, 3, 0)
 
 
 def test_a_namespace_keeps_and_forgets() -> None:

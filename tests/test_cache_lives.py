@@ -152,8 +152,8 @@ CYCLES: dict[str, Callable[[Cache[Any, Any], Any], object]] = {
     "timed": lambda cache, node: cache.put(cache, cache, ttl=1000, priority=4),
     "iterator": lambda cache, node: cache.update({1: iter(cache), 2: cache.items()}),
     "attribute": lambda cache, node: setattr(cache, "me", cache),
-    "listener": lambda cache, node: cache.update({1: Cache(5, on_evict=lambda *_: cache)}),
-    "clock": lambda cache, node: cache.update({1: Cache(5, clock=lambda: cache and 0)}),
+    "listener": lambda cache, node: setattr(node, "cache", Cyclic(5, on_evict=lambda *_: (cache, node))),
+    "clock": lambda cache, node: setattr(node, "cache", Cyclic(5, clock=lambda: node and 0)),
     "weigher": lambda cache, node: setattr(cache, "getsizeof", cache.__getitem__),
 }
 
@@ -166,6 +166,7 @@ class Cyclic(Cache[Any, Any]):
 def test_cycles_through_a_cache_are_found(cycle: str) -> None:
     cache, node = Cyclic(5), Node()
     CYCLES[cycle](cache, node)
+    cache[8] = node
     cache[9] = value = Node()
     dead = weakref.ref(cache), weakref.ref(value)
     del cache, node, value
@@ -251,9 +252,10 @@ def test_a_cache_that_was_never_set_up_says_so() -> None:
 
 def test_it_is_set_up_once() -> None:
     cache: Cache[Any, Any] = Cache(3, policy="fifo")
-    cache[1] = 1
-    with pytest.raises(RuntimeError, match="set up again"):
-        cache.__init__(100, policy="lru")  # type: ignore[misc]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="set up again"):
+            cache.__init__(100, policy="lru")  # type: ignore[misc]
+        cache[1] = 1
     cache.update({2: 2, 3: 3, 4: 4})
     assert cache.maxsize == 3
     assert sorted(check(cache)) == [2, 3, 4]
@@ -325,7 +327,9 @@ def test_threads_hammer_one_cache(policy: str) -> None:
             if action < 3:
                 number = next(numbers)
                 put_in.append(number)
-                cache.put(key, number, ttl=None if action else 1e-5, priority=key.name % 2 if isinstance(key, Key) else 0)
+                cache.put(
+                    key, number, ttl=None if action else 1e-5, priority=key.name % 2 if isinstance(key, Key) else 0
+                )
             elif action < 6:
                 cache.get(key)
             elif action == 6:

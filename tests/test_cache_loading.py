@@ -297,6 +297,26 @@ def test_threads_that_wait_in_a_circle(count: int) -> None:
     check_idle(*caches)
 
 
+def test_a_recursion_without_end_leaves_nothing(cache: Cache[Any, Any]) -> None:
+    """Wherever the stack ends, in a loader or in the midst of beginning a load."""
+
+    def same(key: int) -> Any:
+        return cache.get_or_load(key, same)
+
+    def deeper(key: int) -> Any:
+        return cache.get_or_load(key + 1, deeper)
+
+    def around(depth: int, loader: Any) -> Any:
+        return around(depth - 1, loader) if depth else cache.get_or_load(0, loader)
+
+    for depth in range(12):
+        for loader in (same, deeper):
+            with pytest.raises(RecursionError):
+                around(depth, loader)
+            check_idle(cache)
+    assert cache.get_or_load(0, str) == "0"
+
+
 def test_circles_among_many_threads() -> None:
     """Loaders that ask for random other keys: whatever the circles, all end, and nothing is left."""
     import random

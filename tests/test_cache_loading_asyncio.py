@@ -290,6 +290,37 @@ def test_a_thread_and_a_task_in_a_circle(cache: Cache[Any, Any]) -> None:
     assert task.result()
 
 
+def test_a_loop_inside_a_load_in_a_circle(cache: Cache[Any, Any]) -> None:
+    """A thread loads `a` in a loop of its own, a task of which waits for `b`, whose load in another thread asks for `a`."""
+    asking = threading.Event()
+
+    def first(key: str) -> Any:
+        return asyncio.run(cache.get_or_load("b", doubled))
+
+    def second(key: str) -> Any:
+        assert asking.wait(DEADLINE)
+        return cache.get_or_load("a", lambda key: "not waited for")
+
+    loads = [start(cache.get_or_load, "b", second)]
+    until(lambda: len(cache._loads.active) == 1)
+    loads.append(start(cache.get_or_load, "a", first))
+    wait_for_waiters(cache, 1)
+    asking.set()
+    assert [load.result() for load in loads] == ["not waited for"] * 2
+
+
+def test_what_another_loop_is_asked_to_do_by_a_load(cache: Cache[Any, Any]) -> None:
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+
+        def loader(key: str) -> Any:
+            return asyncio.run_coroutine_threadsafe(cache.get_or_load(key, doubled), loop).result(DEADLINE)
+
+        return await asyncio.to_thread(cache.get_or_load, "k", loader)
+
+    assert asyncio.run(main()) == "kk"
+
+
 # ---- a thread that sleeps stops its loop ----
 
 

@@ -58,6 +58,7 @@ cdef enum sighting:
 cdef struct weighing_functions:
     Py_ssize_t (*weigh)(PyObject *value) except -1
     PyObject *(*anchor)(PyObject *value) except? NULL  # a new reference; NULL without an error: nothing to wait for
+    PyObject *(*plain_anchor)(PyObject *value) noexcept
     int (*seen)(PyObject *value, Py_ssize_t own) noexcept
     void (*adopt)(PyObject *value) noexcept
 
@@ -299,6 +300,21 @@ cdef PyObject *anchor(PyObject *value) except? NULL:
     return <PyObject *>found
 
 
+cdef PyObject *plain_anchor(PyObject *value) noexcept:
+    """The anchor, borrowed, without Python; NULL: none, or there is no telling."""
+    cdef Py_ssize_t steps, own
+    cdef PyObject *found = NULL
+    for steps in range(MOST_STEPS):
+        if is_weakly(value):
+            found = value
+        if is_last(value) or (is_array(value) and PyArray_BASE(<PyArrayObject *>value) is NULL):
+            return found
+        value = plain_step(value, &own)
+        if value is NULL:
+            break
+    return NULL
+
+
 cdef int seen(PyObject *value, Py_ssize_t own) noexcept:
     """Whether somebody else keeps the memory of a value to which the caller has `own` references."""
     cdef Py_ssize_t steps
@@ -327,5 +343,6 @@ cdef void adopt(PyObject *value) noexcept:
 
 
 cdef weighing_functions _functions
-_functions.weigh, _functions.anchor, _functions.seen, _functions.adopt = weigh, anchor, seen, adopt
+_functions.weigh, _functions.anchor, _functions.plain_anchor = weigh, anchor, plain_anchor
+_functions.seen, _functions.adopt = seen, adopt
 _weighing = PyCapsule_New(&_functions, "mempool._core._weighing", NULL)

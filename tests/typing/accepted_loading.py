@@ -25,8 +25,7 @@ def plain_loaders() -> None:
 
 
 async def awaited_loaders() -> None:
-    coroutine = names.get_or_load(1, fetch)
-    assert_type(coroutine, Coroutine[Any, Any, str])
+    coroutine: Coroutine[Any, Any, str] = names.get_or_load(1, fetch)
     assert_type(await coroutine, str)
     assert_type(await names.get_or_load(1, fetch, ttl=3.5), str)
 

@@ -23,7 +23,7 @@ cdef extern from *:
     """
     int loader_is_plain(object loader, object mark, object old_mark) noexcept
 
-cdef object mark = "_is_coroutine_mark"  # inspect.markcoroutinefunction; asyncio's own before there was that
+cdef object mark = "_is_coroutine_marker"  # inspect.markcoroutinefunction; asyncio's own before there was that
 cdef object old_mark = "_is_coroutine"
 
 

@@ -10,6 +10,7 @@ cdef dict POLICIES = {
     "lru": Lru,
     "fifo": Fifo,
     "random": Random,
+    "tinylfu": TinyLfu,
     "lfu": Lfu,
     "sieve": Sieve,
     "s3fifo": S3Fifo,

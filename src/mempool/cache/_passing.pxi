@@ -4,7 +4,9 @@
 #     pinned   [  evicted, and somebody still looks at it  ]
 #
 # As long as entries and pinned bytes together are above the bound, entries go whose going frees memory: in the policy's order, but
-# those are passed over that somebody else keeps. A cache all of whose values are viewed is not emptied for nothing.
+# those are passed over that somebody else keeps. A cache all of whose values are viewed is not emptied for nothing. If it is the
+# memory of a pinned one that an entry keeps, too, then it counts twice, and the entry goes: so pieces of one block that are cached
+# one by one do not hold each other for ever.
 #
 # Who has many entries that are viewed would look at them all at each write. So each write pays for some looks, and what it does not
 # use is saved for when there is nobody among the first: over many writes a look at everybody costs no more than a few each.
@@ -41,6 +43,12 @@ cdef int settle(Contents table, uint32_t keep, PyObject *kept) except -1:
         table.bury(grave)
 
 
+cdef bint is_passed(Contents table, uint32_t slot) noexcept:
+    """Whether its going would free nothing: somebody else is known to keep its memory, which is not counted as pinned yet."""
+    cdef PyObject *value = table.store.entries[slot].value
+    return exports(value) and values.seen(value, 1) == 1 and not (table.pins is not None and table.pins.has(value))
+
+
 cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
     """Under the lock: who goes next of those whose memory nobody else is known to keep; NIL: none, as far as was looked."""
     cdef Order order = table.order
@@ -49,7 +57,7 @@ cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
     if looks > table.looks:
         looks = HEAD
     if table.soonest:
-        return soonest_unseen(&table.store, keep)
+        return soonest_unseen(table, keep)
     if order.others is None:
         return unseen_of(table, order.plain, keep, &looks)
     for policy in order.others:
@@ -64,7 +72,7 @@ cdef uint32_t unseen_of(Contents table, Policy policy, uint32_t keep, uint64_t *
     """The same among the entries of one policy."""
     cdef Store *store = &table.store
     cdef uint32_t following, slot = policy.victim(keep)
-    while slot != NIL and (slot == keep or is_seen(store.entries[slot].value)):
+    while slot != NIL and (slot == keep or is_passed(table, slot)):
         if looks[0] == 0:
             return NIL
         looks[0] -= 1
@@ -85,17 +93,18 @@ cdef uint32_t any_unseen_of(Contents table, Policy policy, uint32_t keep) noexce
             continue
         if store.extras is not NULL and store.extras[slot].untracked:
             continue
-        if not is_seen(store.entries[slot].value):
+        if not is_passed(table, slot):
             return slot
     return NIL
 
 
-cdef uint32_t soonest_unseen(Store *store, uint32_t keep) noexcept:
+cdef uint32_t soonest_unseen(Contents table, uint32_t keep) noexcept:
     """Of those with a deadline the one whose time is over first."""
+    cdef Store *store = &table.store
     cdef uint32_t place, slot, found = NIL
     for place in range(1, store.timed + 1):
         slot = store.heap[place]
-        if slot == keep or is_seen(store.entries[slot].value):
+        if slot == keep or is_passed(table, slot):
             continue
         if found == NIL or store.extras[slot].deadline < store.extras[found].deadline:
             found = slot
@@ -127,7 +136,7 @@ cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause,
         if following == slot:
             shrink_slots(table, policy, goal, cause, grave)
             return
-        if not is_seen(store.entries[slot].value):
+        if not is_passed(table, slot):
             table.unlink(slot, cause, grave)
         slot = following
 
@@ -139,7 +148,7 @@ cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, int cause, 
     for slot in range(1, store.fresh + 1):
         if store.total <= goal:
             return
-        if not is_entry(store, slot) or is_seen(store.entries[slot].value):
+        if not is_entry(store, slot) or is_passed(table, slot):
             continue
         if policy is None:
             if store.extras[slot].place == 0:

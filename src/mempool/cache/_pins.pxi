@@ -15,7 +15,7 @@
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
     PyObject *dict_find "PyDict_GetItemWithError"(dict, object)
-    void report "PyErr_WriteUnraisable"(object)
+    PyObject *new_number "PyLong_FromSize_t"(size_t) noexcept
 
 cdef extern from *:
     """
@@ -80,6 +80,8 @@ cdef class Pins:
 
     def add(self, value, nbytes):
         """Count what a value weighs until its memory is free; false if nobody can tell when that is, and it does not count."""
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool):
+            raise TypeError(f"nbytes must be an int, not {nbytes!r}")
         return self.enter(value, nbytes)
 
     def forget(self, value):
@@ -118,6 +120,21 @@ cdef class Pins:
         self.total += more
         return False
 
+    cdef bint has(self, PyObject *value) noexcept:
+        """Whether the memory of a value counts already, as far as can be told without Python."""
+        cdef PyObject *anchor = values.plain_anchor(value)
+        cdef PyObject *address
+        cdef bint found = False
+        if anchor is not NULL:
+            address = new_number(<size_t>anchor)
+            if address is NULL:
+                PyErr_Clear()
+                return False
+            with cython.critical_section(self):
+                found = dict_find(self.by_address, <object>address) is not NULL
+            drop(address)
+        return found
+
     cdef int strike(self, _Pin pin) except -1:
         if dict_find(self.by_address, pin.address) is <PyObject *>pin:
             self.total -= pin.nbytes
@@ -146,8 +163,8 @@ cdef class Pins:
         """The cache has it again, or has it still in another place: it is counted there."""
         try:
             self.readmit(value)
-        except Exception:
-            report(self)  # it was put, and that much is certain
+        except Exception as error:
+            report(error, self)  # it was put, and that much is certain
         return 0
 
     cdef int drop(self, PyObject *value, uint64_t nbytes) except -1:
@@ -157,8 +174,8 @@ cdef class Pins:
             return 0
         try:
             self.enter(<object>value, nbytes)
-        except Exception:
-            report(self)  # it left, and that much is certain
+        except Exception as error:
+            report(error, self)  # it left, and that much is certain
         finally:
             drop(value)
         return 0

@@ -459,6 +459,7 @@ cdef class Table(Lookup):
             self.allowed,
             self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
         )
+
     @property
     def pinned(self):
         """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
@@ -510,7 +511,7 @@ cdef class Table(Lookup):
             slot = self.victim(NIL)
             if slot == NIL:
                 break
-            if is_seen(self.store.entries[slot].value):
+            if is_passed(self, slot):
                 shrink_unseen(self, goal, why, &grave)
                 break
             self.unlink(slot, why, &grave)
@@ -520,10 +521,6 @@ cdef class Table(Lookup):
         if count:
             self.rest()
         return count, total
-
-    def _tally(self):
-        """Return hits, misses, and how many left for each cause."""
-        return self.hits, self.misses, tuple([self.left[cause] for cause in range(CAUSES)])
 
     def _sample(self, uint32_t most):
         """Return some of the values, at most so many, from all over the table."""

@@ -7,6 +7,7 @@ cdef extern from "Python.h":
 cdef struct weighing_functions:  # as in _core's _weighing.pxi
     Py_ssize_t (*weigh)(PyObject *value) except -1
     PyObject *(*anchor)(PyObject *value) except? NULL
+    PyObject *(*plain_anchor)(PyObject *value) noexcept
     int (*seen)(PyObject *value, Py_ssize_t own) noexcept
     void (*adopt)(PyObject *value) noexcept
 
@@ -18,11 +19,6 @@ cdef inline object taken(PyObject *owned):
     value = <object>owned
     drop(owned)
     return value
-
-
-cdef inline bint is_seen(PyObject *value) noexcept:
-    """Whether the memory of a value of the table would stay if the value went: somebody else is known to keep it."""
-    return exports(value) and values.seen(value, 1) == 1
 
 
 def seen(value, Py_ssize_t own, /):

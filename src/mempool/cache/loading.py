@@ -222,21 +222,21 @@ class Loads:
             self.failed += 1
 
     def end(self, mine: Load) -> None:
-        """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again."""
+        """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again.
+
+        It needs no deeper stack than `begin` did, so that it works where a recursion without end ended.
+        """
         if mine.outcome is None:
             mine.outcome = RETRY
-        self._hide(mine)
+        mine.gone = True
         for waiter in list(mine.waiters):
             waiter.wake()
+        self.active.pop(mine, None)
 
     def _go_alone(self, mine: Load) -> Outcome:
         """Load beside the load that goes on, for to wait would never end."""
         mine.alone = True
         return RETRY
-
-    def _hide(self, load: Load) -> None:
-        load.gone = True
-        self.active.pop(load, None)
 
     def _mind_forks(self) -> None:
         """Leave the loads of a parent, whose threads are not here; what one of them may still bring is not kept."""
@@ -248,7 +248,8 @@ class Loads:
 
     def _drop(self, load: Load) -> None:
         load.claim.lapse()
-        self._hide(load)
+        load.gone = True
+        self.active.pop(load, None)
 
     def forget(self, key: Any) -> None:
         """Have no load that goes on keep its value under this key. To be called before the table changes."""

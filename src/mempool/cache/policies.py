@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 __all__ = ["POLICIES", "Policy"]
 
-DEFAULT = "lru"
+DEFAULT = "tinylfu"
 
 
 class Policy(NamedTuple):
@@ -32,6 +32,7 @@ POLICIES = {
     "lfu": Policy("lfu"),
     "sieve": Policy("sieve"),
     "s3fifo": Policy("s3fifo"),
+    "tinylfu": Policy("tinylfu"),
     "noeviction": Policy("none", fixing=2),
     "allkeys-lru": Policy("lru"),
     "allkeys-lfu": Policy("lfu"),

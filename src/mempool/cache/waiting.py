@@ -69,11 +69,6 @@ class Scope:
         self.over = False
         self.waits: dict[object, Waitable] = {}
 
-    def end(self) -> None:
-        """Forget the loop: contexts of tasks that live on name this scope."""
-        self.over = True
-        self.loop = None
-
 
 class Waitable(Protocol):
     """What of a load its waiters see."""
@@ -94,8 +89,10 @@ class ThreadWaiter:
 
     def wake(self) -> None:
         """End its sleep; more than once does nothing."""
-        with suppress(RuntimeError):
+        try:
             self._lock.release()
+        except RuntimeError:
+            return
 
     def sleep(self) -> None:
         """Sleep until woken; Ctrl-C interrupts."""
@@ -145,9 +142,12 @@ class inside:  # noqa: N801  (used as a function is)
         self._token = _scopes.set((*_around(), self._scope))
 
     def __exit__(self, *details: object) -> None:
-        with suppress(ValueError):  # a coroutine that somebody drives from several contexts
+        self._scope.over = True
+        self._scope.loop = None  # contexts of tasks that live on name this scope
+        try:
             _scopes.reset(self._token)
-        self._scope.end()
+        except ValueError:  # a coroutine that somebody drives from several contexts
+            return
 
 
 def step_out() -> None:
