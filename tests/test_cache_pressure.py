@@ -434,7 +434,7 @@ def test_entries_that_are_viewed_stay(bound: dict[str, Any], policy: str) -> Non
 
 def test_of_each_priority_the_viewed_ones_stay() -> None:
     cache: Cache[int, mempool.Buffer] = Cache(1000, policy="lru")
-    pool, made = leases(40)
+    _, made = leases(40)
     for number, lease in enumerate(made):
         cache._insert(number, lease, None, number % 2, None, True)
     views = [memoryview(lease) for lease in made if lease is not made[1] and lease is not made[38]]

@@ -165,7 +165,7 @@ def test_looking_is_no_use() -> None:
     assert list(cache.items()) == list(enumerate(objects))
     assert objects[0] in cache.values()
     assert (0, objects[0]) in cache.items()
-    assert 0 in cache.keys()
+    assert cache.keys() >= {0}
     objects.clear()
     assert sorted(cache) == [2, 3]
 

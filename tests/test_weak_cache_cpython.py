@@ -14,6 +14,8 @@ cpython = pytest.importorskip("test.test_weakref", reason="this Python comes wit
 OTHER = {
     "test_remove_closure": "asks for a private function",
     "test_weak_keyed_cascading_deletes": "counts comparisons, and a lookup here begins again where comparing changed the table",
+    "test_threaded_weak_value_dict_deepcopy": "takes seconds; copying is tested all the same",
+    "test_threaded_weak_key_dict_deepcopy": "takes seconds; copying is tested all the same",
     "test_make_weak_valued_dict_misc": "keyword arguments of a cache are its bounds",
     "test_make_weak_valued_dict_repr": "its own, with a name and counts",
     "test_make_weak_keyed_dict_repr": "its own, with a name and counts",

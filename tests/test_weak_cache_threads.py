@@ -1,6 +1,7 @@
 """Weak values and several threads: what is held is found, what was removed is not, and nothing is counted twice."""
 
 import gc
+import itertools
 import sys
 import threading
 import weakref
@@ -125,8 +126,7 @@ def test_one_pops() -> None:
             except KeyError:
                 return mine
 
-    popped = sum(together([work] * 4), [])
-    assert sorted(popped) == list(range(1000))
+    assert sorted(itertools.chain(*together([work] * 4))) == list(range(1000))
 
 
 def test_iteration_while_values_die() -> None:

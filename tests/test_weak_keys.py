@@ -37,7 +37,7 @@ def names(count: int) -> list[Name]:
 def test_a_value_goes_with_its_key() -> None:
     keys = names(3)
     value = Name("value")
-    cache = WeakKeyCache({key: value for key in keys})
+    cache = WeakKeyCache(dict.fromkeys(keys, value))
     alive = weakref.ref(value)
     del value, keys[1]
     assert (len(cache), sorted(key.text for key in cache)) == (2, ["0", "2"])

@@ -463,6 +463,7 @@ cdef class Table(Lookup):
             self.allowed,
             self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
         )
+
     @property
     def pinned(self):
         """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
@@ -524,10 +525,6 @@ cdef class Table(Lookup):
         if count:
             self.rest()
         return count, total
-
-    def _tally(self):
-        """Return hits, misses, and how many left for each cause."""
-        return self.hits, self.misses, tuple([self.left[cause] for cause in range(CAUSES)])
 
     def _sample(self, uint32_t most):
         """Return some of the values, at most so many, from all over the table."""

@@ -17,7 +17,6 @@ and comparing of keys would run under the lock, and the callback of a value that
 """
 
 import math
-import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -26,13 +25,14 @@ from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
 from mempool.cache._policies import MISSING, Table, walk
+from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
 from mempool.cache.weak_mapping import WeakMapping
 from mempool.cache.weighing import real_bytes
-from mempool.cache.yielding import ENDLESS, Estimate, Yielding
+from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
-from mempool.units import parse_duration, parse_size, shown
+from mempool.units import parse_size
 
 __all__ = ["WeakCache", "WeakCacheStats"]
 
@@ -88,10 +88,10 @@ class _Band(Yielding[Any, Any]):
 
     def __init__(self, nbytes: int | None, items: int | None, account: Account) -> None:
         if nbytes is None:
-            bound, most, weighing = cast(int, items), ENDLESS, _UNIT
+            bound, most, weighing = cast(int, items), UNBOUNDED, _UNIT
             self._estimate = Estimate()
         else:
-            bound, most, weighing = nbytes, ENDLESS if items is None else items, _REAL
+            bound, most, weighing = nbytes, UNBOUNDED if items is None else items, _REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
     def hold(self, reference: _Reference, value: object) -> None:
@@ -192,9 +192,10 @@ class WeakCache(WeakMapping[K, V]):
         clock: Callable[[], float] | None = None,
     ) -> None:
         nbytes = None if keep_bytes is None else parse_size(keep_bytes, "keep_bytes")
-        items = None if keep_items is None else _count(keep_items, "keep_items")
-        seconds = math.inf if ttl is None else _lifetime(ttl)
-        self.name = name or "weak cache"
+        items = None if keep_items is None else as_count(keep_items, "keep_items")
+        seconds = math.inf if ttl is None else as_lifetime(ttl)
+        self.name = "weak cache" if name is None else as_name(name, "name")
+        as_callable(on_evict, "on_evict"), as_callable(clock, "clock")
         self._options: dict[str, Any] = {
             "keep_bytes": nbytes,
             "keep_items": keep_items,
@@ -209,7 +210,7 @@ class WeakCache(WeakMapping[K, V]):
         references: Table[Any, Any] = Table()
         self._references = references
         leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
-        references._begin("none", ENDLESS, ENDLESS, _UNIT, seconds, clock, leaving, account, None)
+        references._begin("none", UNBOUNDED, UNBOUNDED, _UNIT, seconds, clock, leaving, account, None)
         self._collect = _collecting(references)
         self._popping = walk(
             references, _ITEMS
@@ -373,7 +374,7 @@ class WeakCache(WeakMapping[K, V]):
     def stats(self) -> WeakCacheStats:
         """Return counts since it was made, and what it holds now."""
         values = len(self)
-        hits, misses, left = self._references._tally()
+        hits, misses, _, _, _, left, *_ = self._references._counts()
         band = self._band
         return WeakCacheStats(
             hits=hits - self._found_dead,
@@ -388,25 +389,3 @@ class WeakCache(WeakMapping[K, V]):
     def __repr__(self) -> str:
         kept = 0 if self._band is None else len(self._band)
         return f"<{type(self).__name__} {self.name!r} of {len(self)} values, {kept} of them held strongly>"
-
-
-def _count(value: object, name: str) -> int:
-    """Return how many; ENDLESS for infinity."""
-    if isinstance(value, float) and value == math.inf:
-        return ENDLESS
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int or inf, not {value!r}")
-    try:
-        count = operator.index(cast(int, value))
-    except TypeError:
-        raise TypeError(f"{name} must be an int or inf, not {value!r}") from None
-    if count < 0:
-        raise ValueError(f"{name} must not be negative, got {shown(count)}")
-    return count
-
-
-def _lifetime(ttl: object) -> float:
-    seconds = parse_duration(ttl, "ttl")
-    if not seconds > 0:
-        raise ValueError(f"ttl must be more than 0 seconds, got {ttl!r}")
-    return seconds

@@ -215,4 +215,3 @@ class WeakKeyCache(WeakMapping[K, V]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {len(self)} entries>"
-

@@ -16,19 +16,19 @@ import time
 from typing import Any, Generic, TypeVar
 
 from mempool.cache._policies import Table
+from mempool.cache.arguments import UNBOUNDED
 from mempool.cache.records import Cause
 from mempool.cache.weighing import real_bytes
 from mempool.pressure.reclaim import register
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
-__all__ = ["ENDLESS", "Estimate", "Yielding", "share_of"]
+__all__ = ["Estimate", "Yielding", "share_of"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 _PARTS = 20  # a step is one of so many
-ENDLESS = 1 << 63  # the bound of a table that has none
 
 _SAMPLE = 32  # values that are weighed
 _KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
@@ -75,7 +75,7 @@ def share_of(nbytes: int, total: int, held: int) -> int:
 class Yielding(Table[K, V], Generic[K, V]):
     """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
 
-    _whole = ENDLESS  # what it grows back to; of one without a bound: what it held
+    _whole = UNBOUNDED  # what it grows back to; of one without a bound: what it held
     _estimate: Estimate | None = None  # None: sizes are bytes
 
     def _begin_yielding(self, *, exact: bool) -> None:
@@ -118,7 +118,7 @@ class Yielding(Table[K, V], Generic[K, V]):
         _, gone = self._shrink(goal, Cause.PRESSURE)
         if grow_later(self):
             if allowed == bound:
-                self._whole = bound if bound < ENDLESS else total
+                self._whole = bound if bound < UNBOUNDED else total
             self._allow(self._limits()[0])
         return gone * held // total
 
