@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Named, Oops, check_idle, wait_for_waiters, without_collector
-from mempool.cache import Cache
+from mempool.cache import Cache, waiting
 from mempool.cache.loading import Options
 from support import DEADLINE, start, together, until
 
@@ -203,7 +203,7 @@ def test_a_handler_that_loads_what_its_thread_loads(run_python: Callable[..., An
     done = run_python(
         """
         import signal
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache = Cache(10)
         signal.signal(signal.SIGTERM, lambda *_: print("handler", cache.get_or_load(1, lambda key: "other")))
 
@@ -275,6 +275,21 @@ def test_a_loader_may_ask_for_other_keys(cache: Cache[int, int]) -> None:
     assert cache.get_or_load(80, fibonacci) == 23416728348467685
     assert cache.stats().loads == 81
     check_idle(cache)
+
+
+def test_a_loader_that_has_waited_waits_for_nobody(cache: Cache[Any, Any]) -> None:
+    gate = Gate()
+
+    def loader(key: str) -> Any:
+        value = cache.get_or_load("other", gate)
+        (scope,) = waiting._scopes.get()
+        assert scope.waits == {}
+        return value
+
+    threads = [start(cache.get_or_load, "other", gate), start(cache.get_or_load, "k", loader)]
+    wait_for_waiters(cache, 1)
+    gate.go.set()
+    assert [thread.result() for thread in threads] == ["otherother"] * 2
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -513,7 +528,7 @@ def test_a_fork_during_a_load(run_python: Callable[..., Any]) -> None:
     done = run_python(
         """
         import os, threading
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache, entered, go = Cache(10), threading.Event(), threading.Event()
 
         def loader(key):
@@ -545,7 +560,7 @@ def test_a_fork_inside_a_load(run_python: Callable[..., Any]) -> None:
     done = run_python(
         """
         import os
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache = Cache(10)
 
         def loader(key):
