@@ -1,5 +1,7 @@
 """`get_or_load` among threads: one load of a key at a time, whatever becomes of it."""
 
+import gc
+import random
 import threading
 import traceback
 import weakref
@@ -333,8 +335,6 @@ def test_a_recursion_without_end_leaves_nothing(cache: Cache[Any, Any]) -> None:
 
 def test_circles_among_many_threads() -> None:
     """Loaders that ask for random other keys: whatever the circles, all end, and nothing is left."""
-    import random
-
     cache: Cache[int, int] = Cache(4, policy="lru")
 
     def work(seed: int) -> None:
@@ -357,6 +357,36 @@ def test_circles_among_many_threads() -> None:
 
 
 # ---- lifetimes ----
+
+
+def test_finalisers_that_load() -> None:
+    """The collector runs in the midst of anything, and what it finds asks for keys that others load."""
+    cache: Cache[int, int] = Cache(4, policy="lru")
+    dice = random.Random(1)
+
+    class Dying:
+        def __init__(self) -> None:
+            self.circle = self
+
+        def __del__(self) -> None:
+            cache.get_or_load(dice.randrange(8), lambda key: key)
+
+    def loader(key: int) -> int:
+        Dying()
+        return key
+
+    def work() -> None:
+        for number in range(200):
+            assert cache.get_or_load(number % 8, loader) == number % 8
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(5)
+    try:
+        together([work] * 4)
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    check_idle(cache)
 
 
 def test_nothing_of_a_load_outlives_it() -> None:

@@ -1,6 +1,8 @@
 """What becomes of a key while it is loaded, keys that misbehave, and what is refused."""
 
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from loading_kit import Gate, Named, Oops, check_idle, wait_for_waiters
 from mempool.cache import Cache
 from mempool.cache.loading import Options
-from support import DEADLINE, start, until
+from support import DEADLINE, start, together, until
 
 
 @pytest.fixture
@@ -189,3 +191,41 @@ def test_what_is_no_loader_is_refused(cache: Cache[Any, Any], loader: Any) -> No
         with pytest.raises(TypeError, match="callable"):
             cache.get_or_load("k", loader)
         cache["k"] = "a hit"
+
+
+@pytest.mark.parametrize("refresh_ahead", [None, 0.0])
+def test_nobody_finds_what_was_loaded_before_the_last_change(refresh_ahead: float | None) -> None:
+    """Four sources change, each in a thread that says so, and then finds nothing older; others load and refresh beside them."""
+    cache: Cache[int, int] = Cache(100, ttl=1000)
+    source = [0] * 4
+    done = threading.Event()
+
+    def ask(key: int) -> int:
+        return cache.get_or_load(key, source.__getitem__, tags=[key], refresh_ahead=refresh_ahead)
+
+    def change(key: int) -> None:
+        ways: list[Callable[[], object]] = [
+            lambda: cache.invalidate(key),
+            lambda: cache.put(key, source[key], tags=[key]),
+            lambda: cache.pop(key, None),
+            lambda: cache.invalidate_tag(key),
+        ]
+        for number in range(400):
+            source[key] += 1
+            ways[number % 4]()
+            assert ask(key) == source[key]
+
+    def read() -> None:
+        while not done.is_set():
+            for key in range(4):
+                ask(key)
+
+    readers = [start(read) for _ in range(2)]
+    try:
+        together([partial(change, key) for key in range(4)])
+    finally:
+        done.set()
+    for reader in readers:
+        reader.result()
+    until(lambda: not cache._refresher._wanted and not cache._loads.active)
+    check_idle(cache)
