@@ -161,6 +161,21 @@ def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Cl
     until(lambda: cache["k"] == "k")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_ends_all_threads_leaves_the_queue_to_others(cache: Cache[Any, Any], clock: Clock) -> None:
+    count = refreshing.THREADS
+    leaving = Gate(*[SystemExit] * count)
+    for key in range(count + 1):
+        old(cache, key)
+    clock.now = 9
+    for key in range(count):
+        cache.get_or_load(key, leaving, refresh_ahead=0)
+    until(lambda: leaving.runs == count)
+    cache.get_or_load(count, str, refresh_ahead=0)
+    leaving.go.set()
+    until(lambda: cache[count] == str(count))
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_what_is_no_fraction_is_refused(cache: Cache[Any, Any], fraction: float) -> None:
     for _ in range(2):
@@ -302,17 +317,36 @@ def test_a_loop_that_ends_takes_its_tasks_along(cache: Cache[Any, Any], clock: C
     assert cache._refresher.failures == 0
 
 
+def test_a_task_that_was_cancelled_before_it_ran(cache: Cache[Any, Any], clock: Clock) -> None:
+    async def main() -> None:
+        assert await cache.get_or_load("k", str_of, refresh_ahead=0.5) == "old"
+        (task,) = cache._refresher._tasks
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert cache["k"] == "old"
+        check_idle(cache)
+
+    old(cache)
+    clock.now = 9
+    asyncio.run(main())
+
+
 def test_a_loop_that_was_closed_before_its_task_ran(cache: Cache[Any, Any], clock: Clock) -> None:
-    async def loader(key: str) -> str:
-        return "new"
+    async def stopped() -> None:
+        assert await cache.get_or_load("k", str_of, refresh_ahead=0.5) == "old"
+        asyncio.get_running_loop().stop()
 
     old(cache)
     clock.now = 9
     loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(cache.get_or_load("k", str_of, refresh_ahead=0.5)) == "old"
+    begun = loop.create_task(stopped())
+    loop.run_forever()
     (task,) = cache._refresher._tasks
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.get_coro().close()  # type: ignore[union-attr]
     loop.close()
+    assert begun.done()
+    assert len(cache._refresher._wanted) == 1
 
     async def main() -> None:
         for _ in range(2):
