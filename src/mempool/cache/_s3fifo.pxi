@@ -74,6 +74,13 @@ cdef class S3Fifo(Policy):
             elif self.spared(old) == 0:
                 return old
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        cdef Chain *other = &self.small if self.store.entries[slot].mark & IN_MAIN else &self.main
+        slot = self.store.entries[slot].prev
+        if slot != NIL:
+            return slot
+        return other.tail if other.tail != NIL else self.small.tail if other is &self.main else self.main.tail
+
     cdef inline void promote(self, uint32_t slot) noexcept nogil:
         """From the small queue to the main one, its uses forgotten."""
         chain_unlink(self.store, &self.small, slot)

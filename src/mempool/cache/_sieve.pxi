@@ -50,6 +50,10 @@ cdef class Sieve(Policy):
         self.hand = slot
         return slot
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        slot = self.store.entries[slot].prev
+        return slot if slot != NIL else self.chain.tail
+
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))
         self.hand = NIL
