@@ -105,10 +105,10 @@ def timed(plan: Plan, label: str, loops: Mapping[str, tuple[str, Mapping[str, An
 
 def against(samples: Samples, figure: str, own: str, *, asked: bool = False) -> list[Row]:
     """Make the rows of one of our policies against each rival, with targets if they are asked."""
-    must, aim = (1.2, 1.0) if asked else (None, None)
-    rows = [compared(samples, figure, LRU_DICT, own, sense="cost", must=must, aim=aim)]
-    rows.append(compared(samples, figure, CACHETOOLS, own, must=4.0 if asked else None))
-    return rows
+    if not asked:
+        return [compared(samples, figure, rival, own) for rival in (LRU_DICT, CACHETOOLS)]
+    first = compared(samples, figure, LRU_DICT, own, sense="cost", must=1.2, aim=1.0)
+    return [first, compared(samples, figure, CACHETOOLS, own, must=4.0)]
 
 
 def compared(samples: Samples, figure: str, rival: str, own: str, **targets: Any) -> Row:

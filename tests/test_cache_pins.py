@@ -342,9 +342,7 @@ def test_a_listener_that_keeps_the_value_pins_it(pool: mempool.BufferPool) -> No
     assert cache.pinned == 0
 
 
-def test_a_listener_that_raises_changes_no_count(
-    pool: mempool.BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_listener_that_raises_changes_no_count(pool: mempool.BufferPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "disabled", True)  # or the test's record of it has the frames of the listener
 
     def fail(key: Any, value: Any, cause: Cause) -> None:

@@ -99,3 +99,50 @@ cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noex
         if found == NIL or store.extras[slot].deadline < store.extras[found].deadline:
             found = slot
     return found
+
+
+# ---- under pressure ----
+
+cdef void shrink_unseen(Contents table, uint64_t goal, int cause, uint32_t *grave) noexcept:
+    """Under the lock: down to this sum of sizes, in the policy's order, without those whose memory somebody else keeps: one pass."""
+    cdef Order order = table.order
+    if table.soonest:
+        shrink_slots(table, None, goal, cause, grave)
+    elif order.others is None:
+        shrink_policy(table, order.plain, goal, cause, grave)
+    else:
+        for policy in order.others:
+            if policy is not None:
+                shrink_policy(table, <Policy>policy, goal, cause, grave)
+
+
+cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
+    cdef Store *store = &table.store
+    cdef uint32_t following, slot = policy.victim(NIL)
+    cdef uint64_t looks = 2 * <uint64_t>store.count  # an order may be a circle, and have the last one take the place of one that goes
+    while slot != NIL and store.total > goal and looks:
+        looks -= 1
+        following = policy.after(slot)
+        if following == slot:
+            shrink_slots(table, policy, goal, cause, grave)
+            return
+        if not is_passed(table, slot):
+            table.unlink(slot, cause, grave)
+        slot = following
+
+
+cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
+    """The same for a policy that knows the next one only, or for all that have a deadline."""
+    cdef Store *store = &table.store
+    cdef uint32_t slot
+    for slot in range(1, store.fresh + 1):
+        if store.total <= goal:
+            return
+        if not is_entry(store, slot) or is_passed(table, slot):
+            continue
+        if policy is None:
+            if store.extras[slot].place == 0:
+                continue
+        elif store.extras is not NULL and store.extras[slot].untracked or table.order.of(slot) is not policy:
+            continue
+        table.unlink(slot, cause, grave)

@@ -75,11 +75,12 @@ cdef class S3Fifo(Policy):
                 return old
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        """Round: from the tail of either queue to its head, then the other one."""
         cdef Chain *other = &self.small if self.store.entries[slot].mark & IN_MAIN else &self.main
-        slot = self.store.entries[slot].prev
-        if slot != NIL:
-            return slot
-        return other.tail if other.tail != NIL else self.small.tail if other is &self.main else self.main.tail
+        cdef uint32_t next = self.store.entries[slot].prev
+        if next == NIL:
+            next = other.tail if other.tail != NIL else self.chain_of(slot).tail
+        return next
 
     cdef inline void promote(self, uint32_t slot) noexcept nogil:
         """From the small queue to the main one, its uses forgotten."""

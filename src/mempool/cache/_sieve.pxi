@@ -51,8 +51,8 @@ cdef class Sieve(Policy):
         return slot
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:
-        slot = self.store.entries[slot].prev
-        return slot if slot != NIL else self.chain.tail
+        cdef uint32_t next = self.store.entries[slot].prev
+        return next if next != NIL else self.chain.tail
 
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))
