@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 import mempool
 
-PACKAGES = ("numpy", "pyarrow", "matplotlib", "psutil")
+PACKAGES = ("numpy", "pyarrow", "matplotlib", "psutil", "cachetools", "lru-dict", "theine", "theine-core")
 
 
 def describe() -> dict[str, str]:

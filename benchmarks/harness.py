@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 Sense = Literal["cost", "faster", "at least", "below", "at most"]
-Unit = Literal["s", "B", "faults", "x"]
+Unit = Literal["s", "B", "faults", "x", "hits", "points"]
 
 Item = TypeVar("Item")
 

@@ -24,11 +24,37 @@ LOOKS: dict[str, dict[str, Any]] = {
     "np.memmap, still mapped": {"color": "#9ca3af", "marker": "*"},
     "np.save": {"color": "#7c3aed", "marker": "P"},
     "slotted objects in a list": {"color": "#64748b", "marker": "s"},
+    "default": {"color": "#c2410c", "linewidth": 2.6, "marker": "o", "zorder": 5},
+    "lru": {"color": "#111827", "linestyle": "--", "marker": "s"},
+    "s3fifo": {"color": "#2563eb", "marker": "^"},
+    "lru-dict": {"color": "#64748b", "marker": "D"},
+    "cachetools.LRUCache": {"color": "#0f766e", "marker": "v"},
+    "theine": {"color": "#7c3aed", "marker": "P"},
+}
+OWN_POLICIES = {"default", "lru", "s3fifo"}
+# Contenders for hits: the default policy stands out, what knows the future bounds them, simple ones are dashed.
+HIT_LOOKS: dict[str, dict[str, Any]] = {
+    "optimum": {"color": "#9ca3af", "linestyle": ":", "linewidth": 1.6},
+    "tinylfu": {"color": "#c2410c", "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 5},
+    "s3fifo": {"color": "#2563eb", "marker": "^", "markersize": 5},
+    "sieve": {"color": "#0f766e", "marker": "D", "markersize": 4},
+    "lru": {"color": "#111827", "linestyle": "--"},
+    "lfu": {"color": "#a16207", "linestyle": "--", "marker": "v", "markersize": 4},
+    "fifo": {"color": "#64748b", "linestyle": "--", "marker": "s", "markersize": 4},
+    "random": {"color": "#64748b", "linestyle": "-.", "linewidth": 1},
+    "theine": {"color": "#7c3aed", "marker": "P", "markersize": 5},
 }
 
 
-def draw_all(reports: Sequence[Report], folder: Path) -> list[Path]:
+def draw_all(reports: Sequence[Report], folder: Path, suffix: str = ".png") -> list[Path]:
     """Draw what was measured.
+
+    Parameters
+    ----------
+    reports, folder
+        What to draw, and where.
+    suffix
+        ``.png`` or ``.svg``.
 
     Returns
     -------
@@ -40,10 +66,12 @@ def draw_all(reports: Sequence[Report], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    # A drawing changes only if what it shows does, and its words stay words.
+    matplotlib.rcParams.update({"svg.hashsalt": "mempool", "svg.fonttype": "none"})
     written = []
     for report in reports:
         if report.curves and report.name in DRAWERS:
-            written.append(DRAWERS[report.name](report, folder / f"{report.name}.png"))
+            written.append(DRAWERS[report.name](report, folder / f"{report.name}{suffix}"))
     return written
 
 
@@ -60,7 +88,8 @@ def save(figure: Any, path: Path) -> Path:
     """Write a figure and forget it."""
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=130)
+    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else None
+    figure.savefig(path, dpi=130, metadata=metadata)
     pyplot.close(figure)
     return path
 
@@ -211,6 +240,66 @@ def draw_mapped(report: Report, path: Path) -> Path:
     return save(figure, path)
 
 
+def draw_hit_ratio(report: Report, path: Path) -> Path:
+    """Hits by size of the cache, a panel for each trace, one legend for all."""
+    from matplotlib import pyplot
+
+    columns = min(3, len(report.curves))
+    rows = -(-(len(report.curves) + (columns == 3)) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(4.6 * columns, 3.7 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, (panel, curves) in zip(grid.flat, report.curves.items(), strict=False):
+        for name, points in curves.items():
+            sizes, ratios = zip(*points, strict=True)
+            axis.plot(sizes, [100 * ratio for ratio in ratios], label=name, **HIT_LOOKS[name])
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{size:g} %" for size in sizes])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.set_title(panel)
+        axis.set_xlabel(f"size of the cache, % of {'all bytes' if panel.endswith('by bytes') else 'the keys'}")
+        axis.grid(visible=True, alpha=0.3)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("hits, % of requests")
+    finish_hit_ratio(figure, list(grid.flat), len(report.curves))
+    return save(figure, path)
+
+
+def finish_hit_ratio(figure: Any, axes: list[Any], used: int) -> None:
+    """Put the legend where a panel is left over, or below all."""
+    names: dict[str, Any] = {}
+    for axis in axes[:used]:
+        handles, labels = axis.get_legend_handles_labels()
+        names.update(zip(labels, handles, strict=True))
+    for axis in axes[used:]:
+        axis.set_axis_off()
+    if axes[used:]:
+        axes[used].legend(names.values(), names, loc="center left", fontsize=10)
+    else:
+        figure.legend(names.values(), names, loc="outside lower center", ncols=5)
+
+
+def draw_cache(report: Report, path: Path) -> Path:
+    """Time of a request by size of the cache; memory of an entry, as bars."""
+    figure, (left, right) = figure_with(2, "Caches")
+    times, memory = report.curves["get or put, Zipf 1.1"], report.curves["memory of an entry"]
+    lines(left, times, 1e9)
+    nanoseconds(left)
+    numbers(left, times)
+    left.set_ylabel("get, and put what was missing")
+    left.set_xlabel("entries of the cache; 100,000 keys")
+    left.set_ylim(top=4 * left.get_ylim()[1])
+    left.legend(loc="upper center", ncols=2, fontsize=9)
+    names = list(memory)[::-1]
+    colors = ["#c2410c" if name in OWN_POLICIES else "#64748b" for name in names]
+    bars = right.barh(names, [memory[name][0][1] for name in names], color=colors)
+    right.bar_label(bars, fmt="%.0f B", padding=4, fontsize=9)
+    right.margins(x=0.15)
+    right.set_xlabel("bytes of process memory (USS) of an entry, without key and value")
+    return save(figure, path)
+
+
 DRAWERS: dict[str, Callable[[Report, Path], Path]] = {
     "break_even": draw_break_even,
     "lease": draw_lease,
@@ -219,4 +308,6 @@ DRAWERS: dict[str, Callable[[Report, Path], Path]] = {
     "files": draw_files,
     "slab": draw_slab,
     "mapped": draw_mapped,
+    "hit_ratio": draw_hit_ratio,
+    "cache": draw_cache,
 }

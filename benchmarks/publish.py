@@ -10,16 +10,24 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from benchmarks import plots
+from benchmarks.contenders import OPTIMUM, THEINE
 from benchmarks.harness import Report, Row, Spread, size_text, time_text
 from benchmarks.report import has_target, losses, ratio_text, target_text, value_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "out" / "results.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "benchmarks.md", DOCS / "choosing-a-policy.md")
+# Which tables' plots the documentation shows.
+DRAWN = {"hit_ratio"}
 HEAD = ("figure", "against", "its value", "mempool", "ratio")
 ALIGN = ("---", "---", "---", "---:", "---:")
+# Who takes part in the table of hit ratios without being mempool's.
+OTHERS = (OPTIMUM, THEINE)
 SECTION = re.compile(r"(<!-- benchmark: (?!end)([\w-]+) -->\n).*?(<!-- benchmark: end -->)", re.DOTALL)
 
 
@@ -36,6 +44,8 @@ def main() -> int:
         page.write_text(
             SECTION.sub(lambda found: f"{found[1]}\n{texts[found[2]]}\n\n{found[3]}", text), encoding="utf-8"
         )
+    if not plots.draw_all([report for report in reports if report.name in DRAWN], DOCS, suffix=".svg"):
+        print("the plots are as they were: matplotlib is not installed", file=sys.stderr)
     return 0
 
 
@@ -47,6 +57,7 @@ def sections(reports: Sequence[Report], facts: dict[str, str]) -> dict[str, str]
         "targets": f"{environment(facts)}\n\n{table(asked, targets=True)}",
         "others": "\n\n".join(others(reports)),
         "break-even": "\n\n".join(break_even(reports)),
+        "hit-ratio": hit_ratios(reports),
         "losses": "\n".join(f"- {line}" for line in losses(reports)),
     }
 
@@ -106,6 +117,26 @@ def break_even(reports: Iterable[Report]) -> Iterable[str]:
                 ),
             ]
         )
+
+
+def hit_ratios(reports: Iterable[Report]) -> str:
+    """Write the mean hit ratio of each cache on each trace, and over all; the best of mempool's is bold."""
+    (report,) = (report for report in reports if report.name == "hit_ratio")
+    means = {
+        name: [fmean(ratio for _, ratio in curves[name]) for curves in report.curves.values()]
+        for name in next(iter(report.curves.values()))
+    }
+    columns = {name: [*values, fmean(values)] for name, values in means.items()}
+    own = [values for name, values in columns.items() if name not in OTHERS]
+    best = [max(column) for column in zip(*own, strict=True)]
+    lines = [line(["mean hit ratio", *report.curves, "all"]), line(["---", *["---:"] * len(best)])]
+    for name, values in columns.items():
+        cells = [f"{value:.1%}" for value in values]
+        if name not in OTHERS:
+            pairs = zip(cells, best, strict=True)
+            cells = [f"**{cell}**" if cell == f"{highest:.1%}" else cell for cell, highest in pairs]
+        lines.append(line([name, *cells]))
+    return "\n".join(lines)
 
 
 def read_report(document: dict[str, Any]) -> Report:

@@ -100,6 +100,10 @@ def value_text(value: float | None, unit: str) -> str:
         return time_text(value)
     if unit == "B":
         return f"{value / 1e6:.2f} MB" if value >= 1e4 else f"{value / 1e3:.2f} kB"
+    if unit == "hits":
+        return f"{value:.1%}"
+    if unit == "points":
+        return f"{value:.2f} points"
     return f"{value:.3g}"
 
 
@@ -123,6 +127,8 @@ def target_text(row: Row, target: float | None) -> str:
     if row.unit == "B" and row.ratio is None:
         return f"<= {target / 1e6:.3g} MB"
     sign = {"cost": "<=", "below": "<", "at most": "<="}.get(row.sense, ">=")
+    if row.unit == "points":
+        return f"{sign} {target:g} points"
     return f"{sign} {target:g}" + ("" if row.sense == "below" else "x")
 
 

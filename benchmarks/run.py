@@ -48,6 +48,8 @@ TABLES = {
     "numpy": "numpy_pool",
     "aio": "aio",
     "pressure": "pressure",
+    "cache": "cache",
+    "hit_ratio": "hit_ratio",
 }
 TIMEOUT = 180.0
 

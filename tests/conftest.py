@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from hypothesis import settings
 # How long an example takes says nothing about right or wrong, and under a sanitizer it takes long.
 settings.register_profile("mempool", settings(), deadline=None)
 settings.load_profile("mempool")
+
+# A wheel is tested without the benchmarks beside it.
+collect_ignore = [] if (Path(__file__).parent.parent / "benchmarks").is_dir() else ["test_benchmark_traces.py"]
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

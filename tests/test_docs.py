@@ -182,6 +182,7 @@ CLEANUP = {"cleanup", "process_schedule", "register", "unregister"}.union(
     )
 )
 
+KEYS = {"hashkey", "typedkey", "methodkey", "typedmethodkey"}
 PRESSURE = {"default_monitor", "Level"}.union(
     *(
         {name for name in public(item) if item.__module__ not in {"mempool.pressure.trend"}} | {item.__name__}
@@ -247,6 +248,7 @@ LEAKS = FUNCTIONS | {
         ("mempool.pickle", set(mempool.pickle.__all__)),
         ("Batches", BATCHES),
         ("Health", HEALTH),
+        ("Loading", {"get_or_load", "cached", "Cached", *public(mempool.cache.CacheInfo) - {"count", "index"}, *KEYS}),
         ("Memory pressure", PRESSURE),
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
         ("Settings", set(mempool.settings.__all__) | set(mempool.pressure.Settings.__slots__)),

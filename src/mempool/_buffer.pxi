@@ -76,20 +76,18 @@ cdef inline bint finish_retired(mp_block *block, unsigned int flags) noexcept:
 
 @cython.final
 @cython.freelist(64)
-@cython.no_gc_clear
+@cython.no_gc
 cdef class _Holder:
-    """What views of a buffer keep alive. Its death gives the block back."""
+    """What views of a buffer keep alive. Its death gives the block back.
+
+    The collector does not know it: so a weak reference to it dies with it, and never before, which is how others learn of its end.
+    """
 
     cdef mp_block *block
     cdef Py_ssize_t nbytes
     cdef object pool  # weakly: arrays are no garbage to the collector, so a pool that reaches one must not be reached back
     cdef unsigned int flags
-
-    def __dealloc__(self):
-        if self.block is not NULL and finish_retired(self.block, self.flags):
-            pool = self.pool()
-            if pool is not None:
-                wake(pool)
+    cdef object __weakref__
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_view(self, view, flags)
@@ -150,6 +148,7 @@ cdef class Buffer:
     cdef bint _end(self) noexcept:
         """Release; true if somebody waits for memory."""
         cdef mp_block *block = self._block
+        cdef _Holder holder
         if block is NULL:
             return False
         self._block = NULL
@@ -158,8 +157,9 @@ cdef class Buffer:
         if self._holder is None:
             return finish(block, MP_END_RELEASED, self._flags)
         if not self._flags & KEPT and not is_shared(<PyObject *>self._holder):
-            self._holder.block = NULL  # nobody else has the holder: it dies without giving the block back
+            holder = self._holder
             self._holder = None
+            holder.block = NULL  # nobody else has the holder: it dies without giving the block back, and after that is back
             return finish(block, MP_END_RELEASED, self._flags)
         retire(block, MP_END_RELEASED, self._flags)
         if not self._flags & KEPT:
@@ -380,14 +380,36 @@ cdef class Buffer:
         return f"<mempool.Buffer of {self._block.requested} bytes at {<uintptr_t>self._block.data:#x}, of pool {self._pool.name!r}>"
 
 
-# ---- the death of a buffer ----
+# ---- the death of a buffer, and of what its views keep ----
 #
 # Cython would call the callbacks of weak references before `__dealloc__`, and no Python shall run before the memory is back. So
-# the type gets a
-# tp_dealloc that ends the lease first. It also saves what `__dealloc__` costs each lease: putting the current exception aside.
+# the types get a tp_dealloc that ends the lease first. It also saves what `__dealloc__` costs each lease: putting the current
+# exception aside.
 
 cdef destructor cython_dealloc = (<PyTypeObject *>Buffer).tp_dealloc
 (<PyTypeObject *>Buffer).tp_dealloc = <destructor>dealloc_buffer
+cdef destructor cython_dealloc_holder = (<PyTypeObject *>_Holder).tp_dealloc
+(<PyTypeObject *>_Holder).tp_dealloc = <destructor>dealloc_holder
+
+
+cdef void dealloc_holder(PyObject *dying) noexcept:
+    # `<_Holder>dying` borrows, as below.
+    cdef mp_block *block = (<_Holder>dying).block
+    if block is not NULL and finish_retired(block, (<_Holder>dying).flags):
+        wake_aside(<PyObject *>(<_Holder>dying).pool)
+    cython_dealloc_holder(dying)
+
+
+cdef void wake_aside(PyObject *weak) noexcept:
+    """Serve who waits, with the exception that is on its way put aside."""
+    cdef PyObject *kind
+    cdef PyObject *error
+    cdef PyObject *traceback
+    PyErr_Fetch(&kind, &error, &traceback)
+    pool = (<object>weak)()
+    if pool is not None:
+        wake(pool)
+    PyErr_Restore(kind, error, traceback)
 
 
 cdef void dealloc_buffer(PyObject *dying) noexcept:

@@ -8,8 +8,8 @@ Read the parts in this order: `_account.pxi` (what is taken from the OS), `_room
 warnings), `_waiting.pxi` (who waits for memory), `_pool.pxi` (where leases come from), `_default.pxi` (the pool of the process),
 `_slab_arguments.pxi` and `_slab.pxi` (items with handles), `_mapping_view.pxi`, `_mapping.pxi`, `_blocks.pxi` and `_opening.pxi`
 (arrays in files), `_ring.pxi` and `_arena.pxi`; then what the movement modules are built on: `_chain.pxi` and `_stream.pxi`
-(io.BytesStream), `_inbox.pxi` (aio), `_shared.pxi` (shared) and `_heap.pxi` (numpy); and `_process.pxi` (what the process knows
-of itself).
+(io.BytesStream), `_inbox.pxi` (aio), `_shared.pxi` (shared) and `_heap.pxi` (numpy); `_process.pxi` (what the process knows
+of itself); and `_weighing.pxi` (what a value keeps alive, for caches).
 
 Two rules hold everywhere: no lock is held while Python runs, and no Python runs before freed memory is back in the pool. And one
 habit: no list comprehensions, as Cython 3.3 drops an item twice when an append finds no memory.
@@ -94,3 +94,4 @@ include "_inbox.pxi"
 include "_shared.pxi"
 include "_heap.pxi"
 include "_process.pxi"
+include "_weighing.pxi"

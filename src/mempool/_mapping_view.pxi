@@ -15,6 +15,7 @@ cdef class _MappingView:
     cdef void *data
     cdef Py_ssize_t nbytes
     cdef bint readonly
+    cdef object __weakref__
 
     def __dealloc__(self):
         if self.mapping is not NULL and mp_mapping_leave(self.mapping):

@@ -25,6 +25,7 @@ cdef class _Span:
     cdef void *data
     cdef Py_ssize_t nbytes
     cdef bint readonly
+    cdef object __weakref__
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:

@@ -35,6 +35,7 @@ cdef class _ItemView:
     cdef mp_slab *slab
     cdef void *data
     cdef Py_ssize_t nbytes
+    cdef object __weakref__
 
     def __dealloc__(self):
         if self.slab is not NULL:
@@ -56,6 +57,7 @@ cdef class _SlabView:
     cdef mp_slab *slab
     cdef void *data
     cdef Py_ssize_t nbytes
+    cdef object __weakref__
 
     def __dealloc__(self):
         if self.slab is not NULL:

@@ -32,6 +32,7 @@ cdef void empty(Contents table) noexcept:
     for slot in range(1, store.fresh + 1):
         if store.entries[slot].key is not NULL:
             drop(store.entries[slot].key)
+            values.adopt(store.entries[slot].value)
             drop(store.entries[slot].value)
             if store.extras is not NULL:
                 Py_XDECREF(store.extras[slot].note)
@@ -45,6 +46,14 @@ cdef int clear_entries(PyObject *table) noexcept:
     return 0
 
 
+cdef void dealloc_entries(PyObject *table) noexcept:
+    """Weak references end first: a value that dies with the table must not get hold of it."""
+    end_weak_references(table)
+    cython_dealloc(table)
+
+
+cdef destructor cython_dealloc = (<PyTypeObject *>Table).tp_dealloc
 cdef traverse_function cython_traverse = <traverse_function>(<PyTypeObject *>Table).tp_traverse
 (<PyTypeObject *>Table).tp_traverse = <traverseproc>visit_entries
 (<PyTypeObject *>Table).tp_clear = <inquiry>clear_entries
+(<PyTypeObject *>Table).tp_dealloc = <destructor>dealloc_entries

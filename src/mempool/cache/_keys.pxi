@@ -76,3 +76,4 @@ cdef extern from "Python.h":
     Py_hash_t hash_of "PyObject_Hash"(object) except -1
     void drop "Py_DECREF"(PyObject *)
     void keep_alive "Py_INCREF"(PyObject *)
+    void end_weak_references "PyObject_ClearWeakRefs"(PyObject *)

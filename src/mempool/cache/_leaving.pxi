@@ -17,20 +17,26 @@ cdef enum:  # who may not be evicted: nobody, those without a deadline, all
 cdef enum:
     CAUSES = 8
     MOST_SLOTS = 0xFFFFFFF0
+    MOST_TRIES = 1000
 
-cdef uint64_t UNBOUNDED = <uint64_t>1 << 63
+cdef uint64_t UNBOUNDED = (<uint64_t>1 << 63) - 1   # two of it can be added
 cdef uint32_t FAILED = 0xFFFFFFFF
 
 cdef struct Fresh:         # what is to be put; the objects are borrowed
     PyObject *key
     PyObject *value
     PyObject *note
+    PyObject *claim        # of the load that it comes from, or NULL
     uint64_t size
     double now
     double lifetime
     uint32_t hash
     int16_t level
     bint untracked
+
+cdef struct Asked:         # the last key of the table that was compared by its own code, and what that said
+    PyObject *key          # owned, or NULL
+    int same
 
 cdef struct Gone:          # what left; the objects are owned
     PyObject *key
@@ -48,13 +54,6 @@ MISSING = object()
 cdef object missing = MISSING
 
 
-cdef inline object taken(PyObject *owned):
-    """The object of a reference that is owned."""
-    value = <object>owned
-    drop(owned)
-    return value
-
-
 @cython.no_gc_clear
 cdef class Contents:
     """Entries, the order in which they go, and the bounds that make them."""
@@ -66,7 +65,7 @@ cdef class Contents:
     cdef uint64_t allowed      # what pressure leaves of it
     cdef uint64_t most         # entries
     cdef uint64_t fixed, fixed_count   # sizes and number of entries that no policy may choose
-    cdef uint32_t changes      # of where entries are: a lookup that ran foreign code begins again
+    cdef uint32_t changes      # entries moved in the index: a lookup that ran foreign code begins again
     cdef uint32_t burying      # slots that left and are not free yet
     cdef int weighing
     cdef bint ttls             # some entry has, or had, a deadline
@@ -76,9 +75,12 @@ cdef class Contents:
     cdef object clock          # None: the monotonic one
     cdef object listener
     cdef object account        # charged for the table's own memory
-    cdef object pins
+    cdef object loads          # told of keys that are written or removed while some are loaded
+    cdef dict loading          # its loads that go on
+    cdef Pins pins             # None: it is not bytes that are bounded
+    cdef uint64_t looks        # at entries that may be viewed, which writes have paid for
     cdef uint64_t charged
-    cdef uint64_t hits, misses, insertions, listener_errors
+    cdef uint64_t hits, misses, insertions, rejections, listener_errors
     cdef uint64_t left[CAUSES]
     cdef object __weakref__
 
@@ -87,7 +89,10 @@ cdef class Contents:
         cdef double said
         if self.clock is None:
             return table_clock()
-        said = self.clock()
+        told = self.clock()
+        if not isinstance(told, (int, float)):
+            raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
+        said = told
         if said != said:
             raise ValueError("the clock of a cache said nan")
         return said
@@ -150,10 +155,12 @@ cdef class Contents:
         cdef uint32_t next, first = NIL
         cdef Gone gone
         error = None
+        table_lock(&self.mutex)
         while grave != NIL:
             next = self.store.entries[grave].next
             self.store.entries[grave].next = first
             first, grave = grave, next
+        table_unlock(&self.mutex)
         while first != NIL:
             table_lock(&self.mutex)
             next = self.store.entries[first].next
@@ -182,12 +189,25 @@ cdef class Contents:
 
     cdef int part(self, Gone *gone) except -1:
         """Tell who wants to know, then drop. Raises only what ends programs."""
-        key, value = taken(gone.key), taken(gone.value)
+        key = taken(gone.key)
         note = None if gone.note is NULL else taken(gone.note)
-        if note is not None:
-            note.gone()
-        if self.listener is not None:
-            self.tell(key, value, gone.cause)
+        try:
+            if note is not None:
+                note.gone()
+            if self.listener is not None:
+                self.tell(key, <object>gone.value, gone.cause)
+        finally:
+            self.let_go(gone)
+        return 0
+
+    cdef int let_go(self, Gone *gone) except -1:
+        """Drop the value. What an eviction did not free yet is counted."""
+        if exports(gone.value):
+            if gone.cause != DELETED or refcount(gone.value) == 1:  # else somebody popped it, whose it is now
+                values.adopt(gone.value)
+            if self.pins is not None and (gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE):
+                return self.pins.drop(gone.value, gone.size)
+        drop(gone.value)
         return 0
 
     cdef int tell(self, key, value, int cause) except -1:

@@ -23,6 +23,9 @@ cdef class Lru(Policy):
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
         return chain_last(self.store, &self.chain, keep)
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        return self.store.entries[slot].prev
+
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))
 
@@ -44,6 +47,9 @@ cdef class Fifo(Policy):
 
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
         return chain_last(self.store, &self.chain, keep)
+
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        return self.store.entries[slot].prev
 
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))
@@ -95,6 +101,10 @@ cdef class Random(Policy):
         if self.members[place] == keep:
             place = place - 1 if place > 0 else self.count - 1
         return self.members[place]
+
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        cdef uint32_t place = self.store.entries[slot].mark + 1
+        return self.members[place if place < self.count else 0]
 
     cdef void clear(self) noexcept nogil:
         self.count = 0

@@ -11,9 +11,14 @@ cdef dict POLICIES = {
     "fifo": Fifo,
     "random": Random,
     "tinylfu": TinyLfu,
+    "lfu": Lfu,
+    "sieve": Sieve,
+    "s3fifo": S3Fifo,
 }
 
 
+@cython.final
+@cython.no_gc  # it is part of no cycle; a collector that saw it would clear its list before the table is done with it
 cdef class Order:
     """The policies of one table. Nearly every table has one: that of priority 0."""
 

@@ -58,6 +58,39 @@ cdef inline void chain_to_head(Store *store, Chain *chain, uint32_t slot) noexce
     chain.head = slot
 
 
+cdef inline void chain_append(Store *store, Chain *chain, uint32_t slot) noexcept nogil:
+    """Make it the tail."""
+    cdef Entry *entry = &store.entries[slot]
+    entry.next = NIL
+    entry.prev = chain.tail
+    if chain.tail != NIL:
+        store.entries[chain.tail].next = slot
+    else:
+        chain.head = slot
+    chain.tail = slot
+    chain.count += 1
+    chain.size += size_of(store, slot)
+
+
+cdef inline void chain_move(Store *store, Chain *chain, uint32_t slot, uint32_t other) noexcept nogil:
+    """Move within its chain, to just before another one, which is nearer to the head."""
+    cdef Entry *entries = store.entries
+    cdef uint32_t prev = entries[slot].prev, next = entries[slot].next
+    entries[prev].next = next
+    if next != NIL:
+        entries[next].prev = prev
+    else:
+        chain.tail = prev
+    prev = entries[other].prev
+    entries[slot].prev = prev
+    entries[slot].next = other
+    entries[other].prev = slot
+    if prev != NIL:
+        entries[prev].next = slot
+    else:
+        chain.head = slot
+
+
 cdef inline uint32_t chain_last(Store *store, Chain *chain, uint32_t keep) noexcept nogil:
     """The tail, or the one before it if that is to be kept; NIL if there is nobody else."""
     return chain.tail if chain.tail != keep else store.entries[keep].prev if keep != NIL else NIL
@@ -93,6 +126,10 @@ cdef class Policy:
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
         """Who goes next, never `keep`; NIL: nobody. It stays linked until `removed`."""
         return NIL
+
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        """Who would go if that one, who would, did not: a look that changes nothing. NIL: nobody; itself: there is no telling."""
+        return slot
 
     cdef void clear(self) noexcept nogil:
         """All are gone: forget them, and who was here before."""

@@ -7,8 +7,12 @@
 
 
 @cython.no_gc_clear
-cdef class Table(Contents):
+cdef class Table(Lookup):
     """The compiled part of `Cache`: entries within bounds. All that has a leading underscore is for this package only."""
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        return GenericAlias(cls, item)
 
     def __cinit__(self, *args, **kwargs):
         self.order = Order()
@@ -29,96 +33,25 @@ cdef class Table(Contents):
         self.clock, self.listener, self.account, self.pins = clock, listener, account, pins
         self.fixing, self.soonest = fixing, soonest
 
+    def _watch(self, loads, loading):
+        """Have loads know which keys are written or removed; the dict is empty while there are none."""
+        self.loads, self.loading = loads, loading
+
+    cdef inline int tell_loads(self, key) except -1:
+        """Before a key is written or removed: what is being loaded for it is too old then."""
+        if self.loading is not None and len(self.loading):
+            self.loads.forget(key)
+        return 0
+
     # ---- lookup ----
 
-    cdef uint32_t seek(self, PyObject *key, uint32_t hash) except? 0xFFFFFFFF:
-        """The slot of a key, or NIL. The lock is held when this returns, and not when it raises."""
-        cdef Store *store = &self.store
-        cdef Cell *cell
-        cdef uint32_t at
-        cdef int same
-        table_lock(&self.mutex)
-        if store.cells is NULL:
-            return NIL
-        at = hash & store.mask
-        while True:
-            cell = &store.cells[at]
-            if cell.slot == NIL:
-                return NIL
-            if cell.hash == hash:
-                same = table_same(store.entries[cell.slot].key, key)
-                if same > 0:
-                    return cell.slot
-                if same < 0:
-                    break
-            at = (at + 1) & store.mask
-        table_unlock(&self.mutex)
-        return self.seek_slowly(key, hash)
-
-    cdef uint32_t seek_slowly(self, PyObject *key, uint32_t hash) except? 0xFFFFFFFF:
-        """Where `__eq__` must be asked. It runs unlocked; if the table changed meanwhile, all begins again."""
-        cdef Store *store = &self.store
-        cdef uint32_t at, slot, changes
-        cdef int same
-        table_lock(&self.mutex)
-        changes = self.changes
-        at = hash & store.mask
-        while store.cells is not NULL and store.cells[at].slot != NIL:
-            slot = store.cells[at].slot
-            same = 0
-            if store.cells[at].hash == hash:
-                same = table_same(store.entries[slot].key, key)
-                if same < 0:
-                    same = self.ask(store.entries[slot].key, key)
-                if self.changes != changes:
-                    changes = self.changes
-                    at = hash & store.mask
-                    continue
-            if same:
-                return slot
-            at = (at + 1) & store.mask
-        return NIL
-
-    cdef int ask(self, PyObject *stored, PyObject *key) except -1:
-        """Whether they are equal, by their own code."""
-        cdef int same
-        keep_alive(stored)
-        table_unlock(&self.mutex)
-        try:
-            same = same_by_code(stored, key, 2)  # Py_EQ
-        finally:
-            drop(stored)
-        table_lock(&self.mutex)
-        return same
-
-    cdef PyObject *find(self, PyObject *key, Py_hash_t full) except? NULL:
-        """A new reference to the value; NULL without an error: there is none. Counts, and tells the policy."""
-        cdef uint32_t hash = mixed(full)
-        cdef double now = self.now() if self.ttls else 0
-        cdef uint32_t slot = self.seek(key, hash)
-        cdef uint32_t grave = NIL
+    def _find(self, key, version=None):
+        """Return the value of a key, or MISSING. As a use of it; an entry of another version than is asked for is stale, and leaves."""
         cdef PyObject *value
-        if slot != NIL and not self.is_over(slot, now):
-            value = self.store.entries[slot].value
-            keep_alive(value)
-            self.hits += 1
-            self.tell_hit(slot)
-            table_unlock(&self.mutex)
-            return value
-        self.misses += 1
-        self.order.plain.missed(hash)
-        if slot != NIL:
-            self.unlink(slot, EXPIRED, &grave)
-        table_unlock(&self.mutex)
-        if grave != NIL:
-            self.bury(grave)
-        return NULL
-
-    cdef inline void tell_hit(self, uint32_t slot) noexcept:
-        if self.store.extras is NULL:
-            self.order.plain.hit(slot)
-        elif not self.store.extras[slot].untracked:
-            self.order.of(slot).hit(slot)
+        if version is not None:
+            return self.find_version(key, version)
+        value = self.find(<PyObject *>key, hash_of(key))
+        return missing if value is NULL else taken(value)
 
     def __getitem__(self, key):
         cdef PyObject *value = self.find(<PyObject *>key, hash_of(key))
@@ -130,6 +63,44 @@ cdef class Table(Contents):
         """Return the value of a key, or the default. Counts as a use; `__missing__` is not asked."""
         cdef PyObject *value = self.find(<PyObject *>key, hash_of(key))
         return default if value is NULL else taken(value)
+
+    def get_or_load(self, key, loader, *, ttl=None, priority=0, tags=(), version=None, refresh_ahead=None):
+        """Return the value of a key; where there is none, have `loader(key)` make it, and keep it.
+
+        Whoever asks for a key that is being loaded waits for that load: threads sleep, tasks await. Nothing that was written, removed
+        or invalidated during a load is overwritten by it; who waited gets what was loaded nevertheless.
+
+        Parameters
+        ----------
+        key : hashable
+        loader : callable
+            Called with the key. A coroutine function is awaited: this returns a coroutine then, also for a hit.
+        ttl, priority, tags, version
+            As for `put`. An entry of another version is loaded anew.
+        refresh_ahead : float, optional
+            Fraction of the ttl after which a hit returns the old value and begins one load in the background.
+
+        Raises
+        ------
+        Exception
+            What the loader raised, the same object for all who waited. Nothing is kept then.
+        TypeError
+            A plain loader returned an awaitable.
+
+        Examples
+        --------
+        >>> from mempool.cache import Cache
+        >>> cache = Cache(100)
+        >>> cache.get_or_load(3, lambda key: key * key), cache[3]
+        (9, 9)
+        """
+        cdef PyObject *found
+        if version is None and refresh_ahead is None and loader_is_plain(loader, mark, old_mark):
+            found = self.find(<PyObject *>key, hash_of(key))
+            if found is not NULL:
+                return taken(found)
+            return self._load(key, loader, ttl, priority, tags)
+        return self._load_through(key, loader, ttl, priority, tags, version, refresh_ahead)
 
     def __contains__(self, key):
         cdef Py_hash_t full = hash_of(key)
@@ -157,36 +128,65 @@ cdef class Table(Contents):
         table_unlock(&self.mutex)
         return taken(value), None if note is NULL else taken(note)
 
+    def _age(self, key):
+        """Return the seconds since an entry with a ttl was written, and its ttl; None where there is no such entry. Nobody is told."""
+        cdef Py_hash_t full = hash_of(key)
+        cdef double now = self.now() if self.ttls else 0
+        cdef double left = -1, lifetime = INFINITY
+        cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
+        if slot != NIL and self.store.extras is not NULL:
+            lifetime, left = self.store.extras[slot].lifetime, self.store.extras[slot].deadline - now
+        table_unlock(&self.mutex)
+        return None if left <= 0 or lifetime == INFINITY else (lifetime - left, lifetime)
+
     # ---- insertion ----
 
     cdef uint64_t weigh(self, value) except? 0xFFFFFFFFFFFFFFFF:
         if self.weighing == UNIT:
             return 1
-        size = real_bytes(value) if self.weighing == REAL else self.getsizeof(value)
+        if self.weighing == REAL:
+            return values.weigh(<PyObject *>value)
+        size = self.getsizeof(value)
         if not isinstance(size, int):
-            raise TypeError(f"getsizeof must return an int, not {shown(size)}")
+            raise TypeError(f"getsizeof must return an int, not {size!r}")
         if size < 0:
             raise ValueError(f"getsizeof must not return less than 0, got {shown(size)}")
-        return UNBOUNDED if size > UNBOUNDED else size
+        return UNBOUNDED + 1 if size > UNBOUNDED else size
 
     def __setitem__(self, key, value):
-        self.insert(key, value, self.lifetime, 0, None, True)
+        self.insert(key, value, self.lifetime, 0, None, True, None)
 
     def _insert(self, key, value, lifetime, level, note, replace):
-        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one."""
-        return self.insert(key, value, self.lifetime if lifetime is None else lifetime, level, note, replace)
+        """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one.
 
-    cdef bint insert(self, key, value, double lifetime, int level, note, bint replace) except -1:
+        A load gives its claim, which says that.
+        """
+        cdef Claim claim = <Claim>replace if isinstance(replace, Claim) else None
+        return self.insert(
+            key,
+            value,
+            self.lifetime if lifetime is None else lifetime,
+            level,
+            note,
+            replace if claim is None else claim.replaces,
+            claim,
+        )
+
+    cdef bint insert(self, key, value, double lifetime, int level, note, bint replace, Claim claim) except -1:
         """Convert, make room, put; whether it was put. What had to leave is dropped at the end."""
         cdef Fresh fresh
         cdef Gone old
         cdef uint32_t slot, grave = NIL
+        if claim is None:
+            self.tell_loads(key)
         fresh.hash = mixed(hash_of(key))
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
-            raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
+            self.rejections += 1
+            raise TooLarge(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
+        fresh.claim = NULL if claim is None else <PyObject *>claim
         fresh.lifetime, fresh.level = lifetime, <int16_t>level
         fresh.untracked = self.fixing == ALL or self.fixing == LASTING and lifetime == INFINITY
         fresh.now = self.now() if self.ttls or lifetime != INFINITY else 0
@@ -194,7 +194,7 @@ cdef class Table(Contents):
             self.open(level)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
-        cdef int done = self.place(slot, &fresh, replace, &old, &grave)
+        cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -202,8 +202,13 @@ cdef class Table(Contents):
         finally:
             if grave != NIL:
                 self.bury(grave)
+        if self.pins is not None and self.pins.total:
+            if done > 0:
+                self.pins.welcome(<PyObject *>value)
+            settle(self, slot, <PyObject *>value)
         if done < 0:
-            raise CacheFull(f"the cache is full: nothing of its {len(self)} entries may be evicted for {shown(key)}")
+            self.rejections += 1
+            raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
         return done
 
     cdef int open(self, int level) except -1:
@@ -216,18 +221,20 @@ cdef class Table(Contents):
             table_unlock(&self.mutex)
         return 0
 
-    cdef int place(self, uint32_t slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
+    cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot != NIL and not replace and not self.is_over(slot, fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
             return 0
-        if not self.fits(slot, fresh):
+        if fresh.claim is not NULL and (<Claim>fresh.claim).lapsed:
+            return 0
+        if not self.fits(slot[0], fresh):
             return -1
-        if slot == NIL:
-            slot = self.fill(fresh)
+        if slot[0] == NIL:
+            slot[0] = self.fill(fresh)
         else:
-            self.swap(slot, fresh, old)
+            self.swap(slot[0], fresh, old)
         self.insertions += 1
-        self.evict(slot, EVICTED, grave)
+        self.evict(slot[0], EVICTED, grave)
         return 1
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
@@ -270,7 +277,6 @@ cdef class Table(Contents):
             store.sizes[slot] = fresh.size
         store.total += fresh.size
         store.count += 1
-        self.changes += 1
         index_add(store, fresh.hash, slot)
         if store.extras is NULL:
             self.order.plain.added(slot)
@@ -315,6 +321,7 @@ cdef class Table(Contents):
         extra.note = fresh.note
         if fresh.note is not NULL:
             keep_alive(fresh.note)
+            note_placed(fresh.note)
         extra.level, extra.untracked, extra.lifetime = fresh.level, fresh.untracked, fresh.lifetime
         if fresh.lifetime != INFINITY or extra.place:
             heap_set(&self.store, slot, fresh.now + fresh.lifetime)
@@ -325,8 +332,10 @@ cdef class Table(Contents):
     # ---- removal ----
 
     def __delitem__(self, key):
-        if self.remove(key, NULL, DELETED) is missing:
+        value = self.remove(key, NULL, DELETED)
+        if value is missing:
             raise KeyError(key)
+        values.adopt(<PyObject *>value)
 
     def pop(self, key, default=MISSING):
         """Remove a key and return its value, or the default; `KeyError` without one."""
@@ -341,15 +350,25 @@ cdef class Table(Contents):
         """Remove a key if its value is that very object, or whatever it is for MISSING; the value, or MISSING."""
         return self.remove(key, NULL if expected is missing else <PyObject *>expected, cause)
 
-    cdef object remove(self, key, PyObject *expected, int cause):
+    def _revoke(self, note, cause):
+        """Remove the entry that has this very note; whether it was there."""
+        return self.remove((<Note?>note).key, NULL, cause, <PyObject *>note) is not missing
+
+    cdef object remove(self, key, PyObject *expected, int cause, PyObject *note = NULL):
         cdef Py_hash_t full = hash_of(key)
+        if expected is NULL:
+            self.tell_loads(key)
         cdef double now = self.now() if self.ttls else 0
         cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
         cdef uint32_t grave = NIL
         cdef PyObject *value = NULL
         if slot != NIL and self.is_over(slot, now):
             self.unlink(slot, EXPIRED, &grave)
-        elif slot != NIL and (expected is NULL or self.store.entries[slot].value == expected):
+        elif (
+            slot != NIL
+            and (expected is NULL or self.store.entries[slot].value == expected)
+            and (note is NULL or self.note_at(slot) == note)
+        ):
             value = self.store.entries[slot].value
             keep_alive(value)
             self.unlink(slot, cause, &grave)
@@ -383,10 +402,13 @@ cdef class Table(Contents):
         """Remove all entries for this reason; how many."""
         cdef uint32_t slot, grave = NIL
         cdef uint64_t count
+        if self.loading is not None and len(self.loading):
+            self.loads.forget_all()
         table_lock(&self.mutex)
         count = self.store.count
         for slot in range(1, self.store.fresh + 1):
             if is_entry(&self.store, slot):
+                values.adopt(self.store.entries[slot].value)
                 self.unlink(slot, cause, &grave)
         self.order.clear()
         table_unlock(&self.mutex)
@@ -409,6 +431,7 @@ cdef class Table(Contents):
             slot = heap_due(&self.store, now)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
         return count
 
     # ---- bounds ----
@@ -425,6 +448,22 @@ cdef class Table(Contents):
             self.expire()
         return self.store.total
 
+    def _counts(self):
+        """Return hits, misses, insertions, rejections, errors of the listener, removals by cause, entries, their sizes, allowance, own bytes."""
+        left = [0] * CAUSES
+        cdef Store *store = &self.store
+        for cause in range(CAUSES):
+            left[cause] = self.left[cause]
+        return (
+            self.hits, self.misses, self.insertions, self.rejections, self.listener_errors, left, store.count, store.total,
+            self.allowed,
+            self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
+        )
+    @property
+    def pinned(self):
+        """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
+        return 0 if self.pins is None else self.pins.total
+
     def _bounds(self, bound, most):
         """Change the bounds; what is beyond them leaves."""
         cdef uint32_t grave = NIL
@@ -436,6 +475,7 @@ cdef class Table(Contents):
         self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
+        settle(self, NIL, NULL)
 
     def __dealloc__(self):
         empty(self)

@@ -2,14 +2,14 @@
 # goes meanwhile may be given or not. Nobody's recency changes.
 
 cdef enum:
-    KEYS, VALUES, ITEMS
+    KEYS, VALUES, ITEMS, NOTES
 
 
 @cython.final
 cdef class Walk:
-    """An iterator over keys, values or both."""
+    """An iterator over keys, values, both, or notes."""
 
-    cdef Contents table
+    cdef Table table
     cdef int what
     cdef uint32_t slot
 
@@ -17,7 +17,7 @@ cdef class Walk:
         return self
 
     def __next__(self):
-        cdef Contents table = self.table
+        cdef Table table = self.table
         cdef Store *store
         cdef PyObject *key
         cdef PyObject *value
@@ -30,6 +30,10 @@ cdef class Walk:
             self.slot += 1
             if is_entry(store, self.slot) and not table.is_over(self.slot, now):
                 key, value = store.entries[self.slot].key, store.entries[self.slot].value
+                if self.what == NOTES:
+                    value = table.note_at(self.slot)
+                    if value is NULL:
+                        continue
                 keep_alive(key)
                 keep_alive(value)
                 table_unlock(&table.mutex)
@@ -39,11 +43,11 @@ cdef class Walk:
         raise StopIteration
 
     cdef given(self, key, value):
-        return key if self.what == KEYS else value if self.what == VALUES else (key, value)
+        return key if self.what == KEYS else (key, value) if self.what == ITEMS else value
 
 
-def walk(Contents table not None, int what):
-    """Iterate over the keys (0), values (1) or items (2) of a table."""
+def walk(Table table not None, int what):
+    """Iterate over the keys (0), values (1), items (2) or notes (3) of a table."""
     cdef Walk walk = Walk.__new__(Walk)
     walk.table, walk.what = table, what
     return walk

@@ -15,8 +15,30 @@ class CacheFull(MempoolError, MemoryError):
     """Nothing may be evicted for a new entry: the policy is ``noeviction``, or ``volatile-...`` and no entry has a ttl."""
 
 
+class TooLarge(ValueError):
+    """A value is larger than the bound of a cache; a name of its own, so that no other error is taken for it."""
+
+
 class Cause(IntEnum):
-    """Why an entry left a cache."""
+    """Why an entry left a cache.
+
+    Attributes
+    ----------
+    EVICTED
+        For the bound: the policy chose it.
+    EXPIRED
+        Its time was over.
+    DELETED
+        By ``del``, `pop`, `popitem` or `clear`.
+    REPLACED
+        By another value of its key.
+    INVALIDATED
+        By its key, a tag, or for its version.
+    PRESSURE
+        The cache was asked to shrink.
+    COLLECTED
+        The garbage collector had its value or key: weak caches only.
+    """
 
     EVICTED = 0
     EXPIRED = 1
@@ -32,13 +54,68 @@ CAUSES_BY_NUMBER = tuple(Cause)
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counts of a cache, since it was made, and what it holds now.
+    """What a cache counted since it was made, and what it holds now.
+
+    `insertions` less what left, for whatever reason, is `entries`.
 
     Attributes
     ----------
     hits, misses : int
-        Lookups that found a value, and that did not.
+        Lookups that found a value, and that did not. Not counted: ``in``, iteration, views, what removes.
+    insertions : int
+        Values that were put, also over others.
+    rejections : int
+        Values that were refused: larger than the bound, or nothing could be evicted for them.
+    loads, load_errors : int
+        Loaders that returned, and that raised.
+    load_seconds : float
+        Spent in loaders, by all of them.
+    evictions, expirations, deletions, replacements, invalidations, pressed, collected : int
+        Entries that left, by `Cause`: `pressed` for ``PRESSURE``.
+    listener_errors : int
+        Calls of ``on_evict`` that raised.
+    entries : int
+        In the cache now, with those whose time is over and that were not removed yet.
+    currsize : int
+        Sum of their sizes.
+    maxsize : float
+        The bound of `currsize`, or of the number of entries beside `max_bytes`.
+    max_bytes : int or None
+        The bound in bytes.
+    allowance : float
+        What pressure leaves of the bound of `currsize` at the moment.
+    pinned_bytes, pinned : int
+        Bytes of values that left but are still viewed, and how many those are.
+    own_bytes : int
+        Native memory of the table itself: slots, index, policy. Keys and values are not in it.
     """
 
     hits: int
     misses: int
+    insertions: int
+    rejections: int
+    loads: int
+    load_errors: int
+    load_seconds: float
+    evictions: int
+    expirations: int
+    deletions: int
+    replacements: int
+    invalidations: int
+    pressed: int
+    collected: int
+    listener_errors: int
+    entries: int
+    currsize: int
+    maxsize: float
+    max_bytes: int | None
+    allowance: float
+    pinned_bytes: int
+    pinned: int
+    own_bytes: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of lookups that found a value; 0 before the first."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else 0.0

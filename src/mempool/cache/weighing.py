@@ -1,10 +1,5 @@
-"""Real bytes of a value."""
+"""What a value keeps in memory: how many bytes, and whose death frees them."""
 
-import sys
+from mempool.cache._policies import anchor, real_bytes
 
-__all__ = ["real_bytes"]
-
-
-def real_bytes(value: object) -> int:
-    """Return the bytes that a value keeps in memory."""
-    return sys.getsizeof(value)
+__all__ = ["anchor", "real_bytes"]

@@ -1,0 +1,55 @@
+# SIEVE (Zhang and others, NSDI 2024): first in, first out, but who was used since the hand last came by stays where it is.
+#
+#     head -> newest  ...  used  not used  used  ...  oldest <- tail
+#                           ^ next    ^ hand: this one goes
+#
+# A hit sets a bit and moves nothing. The hand goes from the tail to the head, clears bits, takes the first without one, and stays
+# there, so that newcomers are judged early and old ones that are used stay: what a CLOCK, which puts survivors among the newest, loses.
+#
+# Invariant: the hand stands on an entry of the chain or nowhere (then it begins at the tail); who leaves under it moves it on.
+
+cdef enum:
+    VISITED = 1
+
+
+@cython.final
+cdef class Sieve(Policy):
+    """The oldest goes that was not used since the hand last passed it."""
+
+    cdef Chain chain
+    cdef uint32_t hand
+
+    cdef void added(self, uint32_t slot) noexcept nogil:
+        chain_push(self.store, &self.chain, slot)
+
+    cdef void hit(self, uint32_t slot) noexcept nogil:
+        self.store.entries[slot].mark = VISITED
+
+    cdef void written(self, uint32_t slot, uint64_t before) noexcept nogil:
+        self.chain.size += size_of(self.store, slot) - before
+        self.store.entries[slot].mark = VISITED
+
+    cdef void removed(self, uint32_t slot, bint evicted) noexcept nogil:
+        if self.hand == slot:
+            self.hand = self.store.entries[slot].prev
+        chain_unlink(self.store, &self.chain, slot)
+
+    cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
+        cdef Entry *entries = self.store.entries
+        cdef uint32_t slot = self.hand
+        if self.chain.count == 0 or (self.chain.count == 1 and self.chain.head == keep):
+            return NIL
+        while True:
+            if slot == NIL:
+                slot = self.chain.tail
+            if slot != keep:
+                if entries[slot].mark == 0:
+                    break
+                entries[slot].mark = 0
+            slot = entries[slot].prev
+        self.hand = slot
+        return slot
+
+    cdef void clear(self) noexcept nogil:
+        memset(&self.chain, 0, sizeof(Chain))
+        self.hand = NIL

@@ -1,0 +1,69 @@
+"""What caches accept, and how they refuse the rest: by name and value."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from mempool.cache.policies import DEFAULT, POLICIES, Policy
+from mempool.units import parse_duration, shown
+
+__all__ = ["UNBOUNDED", "as_callable", "as_count", "as_lifetime", "as_name", "as_policy", "as_priority"]
+
+UNBOUNDED = (1 << 63) - 1
+HIGHEST = 100
+
+
+def as_count(value: object, name: str) -> int:
+    """Return a bound of a count; infinity is as good as none."""
+    if isinstance(value, float) and value == math.inf:
+        return UNBOUNDED
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an int or inf, not {value!r}")
+    count = operator.index(value)  # type: ignore[arg-type]
+    if count < 0:
+        raise ValueError(f"{name} must not be negative, got {shown(count)}")
+    return count
+
+
+def as_lifetime(value: object) -> float:
+    """Return a ttl in seconds; infinity: for ever."""
+    seconds = parse_duration(value, "ttl")
+    if seconds == 0:
+        raise ValueError(f"ttl must be more than 0, got {value!r}")
+    return seconds
+
+
+def as_priority(value: object) -> int:
+    """Return a priority, which is one of some hundred."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"priority must be an int, not {value!r}")
+    level = operator.index(value)  # type: ignore[arg-type]
+    if not -HIGHEST <= level <= HIGHEST:
+        raise ValueError(f"priority must be from {-HIGHEST} to {HIGHEST}, got {shown(level)}")
+    return level
+
+
+def as_policy(value: object) -> tuple[str, Policy]:
+    """Return the name of a policy, and what it stands for."""
+    if value is None:
+        return DEFAULT, POLICIES[DEFAULT]
+    if not isinstance(value, str):
+        raise TypeError(f"policy must be a name or None, not {value!r}")
+    if value not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {value!r}")
+    return value, POLICIES[value]
+
+
+def as_callable(value: Any, name: str) -> Callable[..., Any] | None:
+    """Return what can be called, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, not {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def as_name(value: object, name: str) -> str:
+    """Return a text as it is."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {value!r}")
+    return value

@@ -1,0 +1,243 @@
+"""Who waits for whose load: threads and tasks, and whether a wait could ever end.
+
+    load --scope--> whose thread, whose loop       what code inside a load waits for --waits--> other loads
+
+A *scope* is what a load is to others. Code that runs inside a load, in its thread, in tasks that it started or in
+`asyncio.to_thread`, knows the scopes around it by a context variable; what such code waits for is an edge from each of these
+scopes to the load waited for. A thread that sleeps stops its event loop too: an edge from each load of that loop. Who would
+close a circle does not wait.
+
+There is no lock: whoever begins to wait first writes down what he waits for, then looks (at the outcome, and for a circle), and
+whoever ends a load first writes down its outcome, then looks who waits. So one of both sees the other; of two that close a
+circle at once both may see it, which costs a second load and hangs nobody. A lock was rejected: finalisers and signal handlers,
+which may load, run between any two steps of who holds it.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from contextvars import ContextVar
+from threading import Lock, get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = [
+    "RETRY",
+    "Outcome",
+    "Scope",
+    "Waitable",
+    "inside",
+    "running_loop",
+    "sleep_in_task",
+    "sleep_in_thread",
+    "step_out",
+]
+
+
+class Outcome:
+    """How a load ended: with a value, with an exception, or without either, so that who waited must try again."""
+
+    __slots__ = ("error", "trace", "value")
+
+    def __init__(self, value: Any = None, error: Exception | None = None, trace: TracebackType | None = None) -> None:
+        self.value, self.error, self.trace = value, error, trace
+
+    def result(self) -> Any:
+        """Return the value or raise the exception, with the traceback of the load and no other waiter's."""
+        if self.error is None:
+            return self.value
+        try:
+            raise self.error.with_traceback(self.trace)
+        finally:
+            del self  # the exception names this frame, which would name the exception
+
+
+RETRY = Outcome()
+
+
+class Scope:
+    """Where a load runs: the thread, and the event loop if it is a task's (None: it is on the thread's stack)."""
+
+    __slots__ = ("loop", "over", "thread", "waits")
+
+    def __init__(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        self.thread = get_ident()
+        self.loop = loop
+        self.over = False
+        self.waits: dict[object, Waitable] = {}
+
+
+class Waitable(Protocol):
+    """What of a load its waiters see."""
+
+    scope: Scope
+    outcome: Outcome | None
+    waiters: "dict[ThreadWaiter | TaskWaiter, None]"
+
+
+class ThreadWaiter:
+    """A thread that sleeps on a lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """End its sleep; more than once does nothing."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            return
+
+    def sleep(self) -> None:
+        """Sleep until woken; Ctrl-C interrupts."""
+        self._lock.acquire()
+
+
+class TaskWaiter:
+    """A task that sleeps on a future of its loop."""
+
+    __slots__ = ("_loop", "future")
+
+    def __init__(self, loop: "asyncio.AbstractEventLoop") -> None:
+        self._loop = loop
+        self.future = loop.create_future()
+
+    def wake(self) -> None:
+        """End its sleep, if its loop still runs; from any thread."""
+        if running_loop() is self._loop:
+            self._awake()
+            return
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+            self._loop.call_soon_threadsafe(self._awake)
+
+    def _awake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("mempool.cache.scopes", default=())
+
+# What each thread sleeps for; several loads where a signal's handler or a finaliser sleeps on top of another sleep.
+_asleep: dict[int, tuple[Waitable, ...]] = {}
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_asleep.clear)
+
+
+class inside:  # noqa: N801  (used as a function is)
+    """Run code inside a load: `with inside(scope):`."""
+
+    __slots__ = ("_scope", "_token")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        self._token = _scopes.set((*_around(), self._scope))
+
+    def __exit__(self, *details: object) -> None:
+        self._scope.over = True
+        self._scope.loop = None  # contexts of tasks that live on name this scope
+        try:
+            _scopes.reset(self._token)
+        except ValueError:  # a coroutine that somebody drives from several contexts
+            return
+
+
+def step_out() -> None:
+    """Be inside no load from here on: what was begun inside one, and goes on by itself."""
+    _scopes.set(())
+
+
+def _around() -> tuple[Scope, ...]:
+    """Name the loads around what runs here. A task that a load left behind is in none any more."""
+    return tuple([scope for scope in _scopes.get() if not scope.over])
+
+
+def running_loop() -> "asyncio.AbstractEventLoop | None":
+    """Return the event loop that runs in this thread; where nobody imported asyncio there is none."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio._get_running_loop() if asyncio is not None else None
+
+
+def _never_ends(load: Waitable, scopes: tuple[Scope, ...], loop: "asyncio.AbstractEventLoop | None") -> bool:
+    """Whether the load waits, over however many others, for who asks: these scopes, this thread, or a task of this loop."""
+    thread = get_ident()
+    todo, seen = [load], set()
+    while todo:
+        load = todo.pop()
+        scope = load.scope
+        if load.outcome is not None or scope in seen:
+            continue
+        seen.add(scope)
+        if scope in scopes or (scope.thread == thread and (scope.loop is None or scope.loop is not loop)):
+            return True
+        todo += list(scope.waits.values())
+        todo += _asleep.get(scope.thread, ())
+    return False
+
+
+class _Wait:
+    """The edges of one wait, written down while it lasts."""
+
+    __slots__ = ("_before", "_load", "_thread", "_waiter", "scopes")
+
+    def __init__(self, load: Waitable, waiter: ThreadWaiter | TaskWaiter, thread: int) -> None:
+        self.scopes = _around()
+        self._load, self._waiter, self._thread = load, waiter, thread
+        self._before = _asleep.get(thread, ())
+
+    def begin(self) -> None:
+        if self._thread:
+            _asleep[self._thread] = (*self._before, self._load)
+        for scope in self.scopes:
+            scope.waits[self._waiter] = self._load
+        self._load.waiters[self._waiter] = None
+
+    def end(self) -> None:
+        self._load.waiters.pop(self._waiter, None)
+        for scope in self.scopes:
+            scope.waits.pop(self._waiter, None)
+        if self._before:
+            _asleep[self._thread] = self._before
+        elif self._thread:
+            _asleep.pop(self._thread, None)
+
+
+def sleep_in_thread(load: Waitable) -> Outcome | None:
+    """Sleep until a load has ended; its outcome. None: it would never end, for it waits for this thread."""
+    waiter = ThreadWaiter()
+    wait = _Wait(load, waiter, get_ident())
+    try:
+        wait.begin()
+        if load.outcome is None:
+            if _never_ends(load, wait.scopes, None):
+                return None
+            waiter.sleep()
+        return load.outcome
+    finally:
+        wait.end()
+
+
+async def sleep_in_task(load: Waitable) -> Outcome | None:
+    """Sleep, as a task, until a load has ended; its outcome. None: it would never end, for it waits for this task."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    waiter = TaskWaiter(loop)
+    wait = _Wait(load, waiter, 0)
+    try:
+        wait.begin()
+        if load.outcome is None:
+            if _never_ends(load, wait.scopes, loop):
+                return None
+            await waiter.future
+        return load.outcome
+    finally:
+        wait.end()

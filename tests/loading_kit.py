@@ -1,0 +1,89 @@
+"""What the tests of loads share: loaders that wait to be let go, and a look at what a cache would leak."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import Any
+
+from mempool.cache import Cache, waiting
+from support import DEADLINE, until
+
+
+class Oops(Exception):
+    """What a loader raises."""
+
+
+ERRORS = (Oops, KeyboardInterrupt)
+
+
+class Gate:
+    """A plain loader that waits until it is let go; how many runs there were, and how many at once."""
+
+    def __init__(self, *ends: Any) -> None:
+        self._ends = list(ends)  # of each run: a value, or an exception; then the key doubled
+        self._lock = Lock()
+        self.entered, self.go = Event(), Event()
+        self.runs = self.now = self.most = 0
+
+    def __call__(self, key: Any) -> Any:
+        with self._lock:
+            run = self.runs
+            self.runs += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.entered.set()
+        try:
+            assert self.go.wait(DEADLINE)
+            end = self._ends[run] if run < len(self._ends) else key * 2
+            if isinstance(end, BaseException) or end in ERRORS:
+                raise end  # a class, where the frame that raises must not name what it raised
+            return end
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+def waiters(cache: Cache[Any, Any]) -> int:
+    """How many threads and tasks wait for loads of this cache."""
+    return sum(len(load.waiters) for load in list(cache._loads.active))
+
+
+def wait_for_waiters(cache: Cache[Any, Any], count: int) -> None:
+    until(lambda: waiters(cache) == count, f"{count} waiters")
+
+
+def check_idle(*caches: Cache[Any, Any]) -> None:
+    """Nobody loads, nobody waits, nothing is kept of who did."""
+    for cache in caches:
+        assert cache._loads.active == {}
+        assert cache._refresher._wanted == {}
+    assert waiting._asleep == {}
+    assert waiting._scopes.get() == ()
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """What dies in here dies by itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class Named:
+    """A key or a value that can be watched as it dies."""
+
+    def __init__(self, name: object) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self.name == other.name
+
+    def __mul__(self, by: int) -> "Named":
+        return Named((self.name, by))
