@@ -137,16 +137,6 @@ cdef uint32_t segments_victim(Segments *segments, uint32_t keep) noexcept nogil:
     return weakest if weakest != NIL else candidate
 
 
-cdef uint32_t segments_after(Segments *segments, uint32_t slot) noexcept nogil:
-    """From the tail of each segment to its head, and from there to the next segment that has any: probation, protected, window."""
-    cdef uint32_t mark = segments.store.entries[slot].mark
-    slot = segments.store.entries[slot].prev
-    while slot == NIL:
-        mark = PROTECTED if mark == PROBATION else WINDOW if mark == PROTECTED else PROBATION
-        slot = segments.window.tail if mark == WINDOW else segments.protected.tail if mark == PROTECTED else segments.probation.tail
-    return slot
-
-
 cdef bint segments_admits(Segments *segments, uint32_t candidate, uint32_t weakest, uint64_t needed) noexcept nogil:
     """Whether a candidate was seen more often than all those together that must make room for it."""
     cdef Entry *entries = segments.store.entries
