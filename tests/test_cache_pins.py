@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lease_views import View, each_view
 
 import mempool
+from lease_views import View, each_view
 from mempool.cache import Cache, Cause
 from mempool.cache.pins import Pins
 from mempool.cache.policies import POLICIES
@@ -518,6 +518,7 @@ def test_what_was_popped_can_leak(pool: mempool.BufferPool) -> None:
     cache = filled(pool)
     with pytest.warns(ResourceWarning, match="never released"):
         cache.pop(0)
+    with pytest.warns(ResourceWarning, match="never released"):
         cache.popitem()
     assert pool.stats().dropped == 2
 

@@ -12,8 +12,8 @@
 # As garbage, too, they stay whole until they die: what they watch may die in the same collection, after they would be cleared. The
 # dict and the weak references can be cleared, which is enough.
 #
-# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as consumers that keep
-# a view without one are many.
+# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as many consumers keep
+# a view without one.
 
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
@@ -29,6 +29,7 @@ cdef extern from *:
     #endif
     """
     bint MP_COUNTS_ARE_EXACT
+
 
 @cython.final
 @cython.no_gc_clear
