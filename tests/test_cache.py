@@ -91,6 +91,17 @@ def test_setdefault_puts_what_is_not_there() -> None:
     assert dict(cache.items()) == {"a": 1, "b": None}
 
 
+def test_setdefault_returns_what_somebody_else_put_meanwhile() -> None:
+    def getsizeof(value: int) -> int:
+        if value == 1:
+            cache["a"] = 2
+        return 1
+
+    cache: Cache[str, int] = Cache(5, getsizeof=getsizeof)
+    assert cache.setdefault("a", 1) == 2
+    assert cache == {"a": 2}
+
+
 def test_update_and_clear() -> None:
     cache: Cache[str, int] = Cache(3)
     cache.update({"a": 1}, b=2)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cache_kit import Clock, Own, Told
 from mempool.cache import Cache, Cause
-from mempool.cache._policies import MISSING
+from mempool.cache._policies import MISSING, Note, Tagged
+from mempool.cache.tags import Tags
 from support import start, together
 
 
@@ -316,6 +317,48 @@ def test_a_put_that_is_under_way_is_found_by_the_next() -> None:
     assert cache.invalidate_tag("t") == 0
     go.set()
     putter.result()
+    assert cache.invalidate_tag("t") == 1
+
+
+def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
+    """As if another thread had taken the last entry from it, and not yet got to take it out of the index."""
+    tags = Tags()
+    tags.note("a", None, ("t",)).gone()
+    over = Tagged("t", tags._reference)
+    assert over.add(Note("b", None, ("t",)))
+    note = Note("c", None, ("t",))
+    assert over.add(note)
+    for gone in over.all():
+        gone.tie([over.reference])
+        gone.gone()
+    assert not over.add(note)
+    tags._index["t"] = over
+    new = tags.note("d", None, ("t",))
+    assert tags.having("t") == [new]
+    new.gone()
+    assert len(tags) == 0
+
+
+# ---- loads
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda cache: cache.invalidate("a"),
+        lambda cache: cache.invalidate_tag("t"),
+        lambda cache: cache.invalidate_version(6),
+    ],
+)
+def test_what_is_taken_back_while_it_is_loaded_is_not_kept(take: Any) -> None:
+    def load(key: str) -> int:
+        assert not take(cache)
+        return 1
+
+    cache: Cache[str, int] = Cache(10)
+    assert cache.get_or_load("a", load, tags=("t",), version=5) == 1
+    assert len(cache) == len(cache._tags) == 0
+    assert cache.get_or_load("a", len, tags=("t",), version=6) == 1
     assert cache.invalidate_tag("t") == 1
 
 

@@ -28,6 +28,8 @@ def as_count(value: object, name: str) -> int:
 
 def as_lifetime(value: object) -> float:
     """Return a ttl in seconds; infinity: for ever."""
+    if type(value) is float and value > 0:  # most often: each write may have one
+        return value
     seconds = parse_duration(value, "ttl")
     if seconds == 0:
         raise ValueError(f"ttl must be more than 0, got {value!r}")
@@ -36,6 +38,8 @@ def as_lifetime(value: object) -> float:
 
 def as_priority(value: object) -> int:
     """Return a priority, which is one of some hundred."""
+    if type(value) is int and -HIGHEST <= value <= HIGHEST:
+        return value
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"priority must be an int, not {value!r}")
     level = operator.index(value)  # type: ignore[arg-type]

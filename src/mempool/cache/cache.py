@@ -31,7 +31,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _UNIT, _REAL, _OWN = 0, 1, 2
-_PLAIN = 0
 _NO_TAGS: tuple[Hashable, ...] = ()
 
 caches_account = Account("caches")
@@ -179,7 +178,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         value: V,
         *,
         ttl: float | str | None = None,
-        priority: int = _PLAIN,
+        priority: int = 0,
         tags: Iterable[Hashable] = _NO_TAGS,
         version: Any = None,
     ) -> None:
@@ -205,11 +204,15 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         CacheFull
             Nothing may be evicted for it; the cache is as it was.
         """
-        self._put(key, value, ttl=ttl, priority=priority, tags=tags, version=version, replace=True)
+        if tags is _NO_TAGS and version is None:
+            lifetime = None if ttl is None else as_lifetime(ttl)
+            self._insert(key, value, lifetime, as_priority(priority), None, True)
+        else:
+            self._put(key, value, ttl=ttl, priority=priority, tags=tags, version=version, replace=True)
 
     def _put(self, key: Any, value: Any, *, ttl: Any, priority: Any, tags: Any, version: Any, replace: Any) -> bool:
         lifetime = None if ttl is None else as_lifetime(ttl)
-        level = priority if priority is _PLAIN else as_priority(priority)
+        level = as_priority(priority)
         found = tags if tags is _NO_TAGS else as_tags(tags)
         if not found and version is None:
             return self._insert(key, value, lifetime, level, None, replace)
