@@ -18,6 +18,7 @@
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
     PyObject *dict_find "PyDict_GetItemWithError"(dict, object)
+    PyTypeObject *kind_of "Py_TYPE"(PyObject *)
     PyObject *new_number "PyLong_FromSize_t"(size_t) noexcept
 
 cdef extern from *:
@@ -167,6 +168,13 @@ cdef class Pins:
 
     cdef int welcome(self, PyObject *value) except -1:
         """The cache has it again, or has it still in another place: it is counted there."""
+        if not exports(value):
+            return 0
+        cdef PyObject *anchor = values.plain_anchor(value)
+        if anchor is NULL and kind_of(value) is <PyTypeObject *>Buffer:  # nobody ever viewed it
+            return 0
+        if anchor is not NULL and not self.has(value):
+            return 0
         try:
             self.readmit(value)
         except Exception as error:
