@@ -3,7 +3,7 @@
 #     value --> ... --> anchor <~~ weak reference ~~ Pin <-- Pins[address of the anchor]
 #
 # What is evicted is counted before the cache's own reference is dropped, and the weak reference's callback takes it out again: at
-# once, in the drop, if nobody else has it. So the count is right whenever anybody looks, and who lets go last need not tell anybody.
+# once, in the drop, if nobody else has it. So the count is right whenever anybody looks, and who lets go last need tell nobody.
 #
 # A callback runs wherever an object dies: within a collection, between two steps of this code. So between reading and writing the
 # books no Python runs and no object that the collector knows is made: with a GIL that is all the lock they need. In a build without
@@ -12,12 +12,13 @@
 # As garbage, too, they stay whole until they die: what they watch may die in the same collection, after they would be cleared. The
 # dict and the weak references can be cleared, which is enough.
 #
-# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as many consumers keep
-# a view without one.
+# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as many consumers
+# keep a view without one.
 
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
     PyObject *dict_find "PyDict_GetItemWithError"(dict, object)
+    PyTypeObject *kind_of "Py_TYPE"(PyObject *)
     PyObject *new_number "PyLong_FromSize_t"(size_t) noexcept
 
 cdef extern from *:
@@ -167,6 +168,13 @@ cdef class Pins:
 
     cdef int welcome(self, PyObject *value) except -1:
         """The cache has it again, or has it still in another place: it is counted there."""
+        if not exports(value):
+            return 0
+        cdef PyObject *anchor = values.plain_anchor(value)
+        if anchor is NULL and kind_of(value) is <PyTypeObject *>Buffer:  # nobody ever viewed it
+            return 0
+        if anchor is not NULL and not self.has(value):
+            return 0
         try:
             self.readmit(value)
         except Exception as error:

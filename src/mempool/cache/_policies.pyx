@@ -24,12 +24,12 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown, urandom, weak_reference
+cdef object Buffer, CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown, urandom, weak_reference
 from os import urandom
 from types import GenericAlias
 from weakref import ref as weak_reference
 
-from mempool._core import _report as report, _weighing as _core_weighing
+from mempool._core import Buffer, _report as report, _weighing as _core_weighing
 from mempool.cache.records import CAUSES_BY_NUMBER, CacheFull, log
 from mempool.units import shown
 

@@ -27,6 +27,8 @@ class Tags:
     def note(self, key: Any, version: Any, tags: tuple[Hashable, ...]) -> Note:
         """Return a note that is in the index: `gone` must follow, by the table or by whoever could not put it there."""
         note = Note(key, version, tags)
+        if not tags:
+            return note
         ties: list[Any] = []
         note.tie(ties)
         try:
