@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Oops, check_idle, wait_for_waiters
-from mempool.cache import Cache, refreshing
+from mempool.cache import Cache, refreshing, waiting
 from support import DEADLINE, start, until
 
 
@@ -295,6 +295,39 @@ def test_a_task_loads_anew(cache: Cache[Any, Any], clock: Clock) -> None:
         assert cache["k"] == "new"
 
     asyncio.run(main())
+
+
+def test_a_coroutine_that_is_made_before_its_loop(cache: Cache[Any, Any], clock: Clock) -> None:
+    """What is refreshed is decided where it is awaited."""
+
+    async def main(asked: Any) -> None:
+        assert await asked == "old"
+        while cache["k"] == "old":
+            await asyncio.sleep(0)
+
+    old(cache)
+    clock.now = 9
+    asyncio.run(main(cache.get_or_load("k", str_of, refresh_ahead=0.5)))
+    assert (cache["k"], cache._refresher.failures) == ("k", 0)
+
+
+def test_refreshing_is_in_no_other_load(cache: Cache[Any, Any], clock: Clock) -> None:
+    """What a load begins in the background is not a part of it."""
+    inside = []
+
+    def refresh(key: str) -> str:
+        inside.append(len(waiting._scopes.get()))
+        return "new"
+
+    def loader(key: str) -> Any:
+        assert cache.get_or_load("k", refresh, refresh_ahead=0.5) == "old"
+        until(lambda: inside)
+        return "loaded"
+
+    old(cache)
+    clock.now = 9
+    assert cache.get_or_load("around", loader) == "loaded"
+    assert inside == [1]
 
 
 def test_a_loop_that_ends_takes_its_tasks_along(cache: Cache[Any, Any], clock: Clock) -> None:

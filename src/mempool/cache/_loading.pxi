@@ -17,7 +17,7 @@ cdef extern from *:
         function = (PyFunctionObject *)loader;
         if (((PyCodeObject *)function->func_code)->co_flags & CO_COROUTINE)
             return 0;
-        return function->func_dict == NULL ||
+        return function->func_dict == NULL || PyDict_GET_SIZE(function->func_dict) == 0 ||
                (PyDict_Contains(function->func_dict, mark) == 0 && PyDict_Contains(function->func_dict, old_mark) == 0);
     }
     """

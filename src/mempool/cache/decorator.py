@@ -205,10 +205,11 @@ class _Counts:
 
 def _wrapped(function: Callable[..., Any], cache: Any, key: Callable[..., Hashable], table: _Table) -> Any:
     find, load, counts = table.find, table.load, _Counts(cache)
+    by_equality = key is hashkey
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        name = key(*args, **kwargs)
+        name = args if by_equality and not kwargs else key(*args, **kwargs)
         value = find(name)
         if value is not MISSING:
             counts.hits += 1
@@ -221,10 +222,11 @@ def _wrapped(function: Callable[..., Any], cache: Any, key: Callable[..., Hashab
 
 def _wrapped_async(function: Callable[..., Any], cache: Any, key: Callable[..., Hashable], table: _Table) -> Any:
     find, load, counts = table.find, table.load_async, _Counts(cache)
+    by_equality = key is hashkey
 
     @wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        name = key(*args, **kwargs)
+        name = args if by_equality and not kwargs else key(*args, **kwargs)
         value = find(name)
         if value is not MISSING:
             counts.hits += 1
