@@ -161,6 +161,7 @@ class _Probed(TypedDict):
     window: tuple[list[Any], int, int]
     probation: tuple[list[Any], int, int]
     protected: tuple[list[Any], int, int]
+    order: list[Any]
     share: float
     shadows: list[tuple[int, int, int, bool]]
     nbytes: int

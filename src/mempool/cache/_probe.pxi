@@ -37,7 +37,8 @@ cdef class SketchProbe:
 
 
 def probe_tinylfu(Table table):
-    """Segments as (keys from the newest on, count, size), the window's share, and each shadow's (count, size, limit, soundness)."""
+    """Segments as (keys from the newest on, count, size), the order in which they go, the window's share, and each shadow's
+    (count, size, limit, soundness)."""
     cdef TinyLfu policy = <TinyLfu?>table.order.plain
     cdef int at
     shadows = []
@@ -49,6 +50,7 @@ def probe_tinylfu(Table table):
         "window": probe_chain(table, &segments.window, WINDOW),
         "probation": probe_chain(table, &segments.probation, PROBATION),
         "protected": probe_chain(table, &segments.protected, PROTECTED),
+        "order": probe_order(table, policy, segments.probation.tail or segments.protected.tail or segments.window.tail),
         "share": segments.share,
         "shadows": shadows,
         "nbytes": policy.nbytes(table.store.capacity),
@@ -66,6 +68,16 @@ cdef object probe_chain(Table table, Chain *chain, uint32_t mark):
     if chain.tail != last:
         raise AssertionError(f"segment {mark} does not end at its tail")
     return keys, chain.count, chain.size
+
+
+cdef object probe_order(Table table, TinyLfu policy, uint32_t first):
+    """Keys from the first on that goes, until it comes round."""
+    cdef uint32_t slot = first
+    keys = []
+    while slot != NIL and (slot != first or not keys):
+        keys.append(<object>table.store.entries[slot].key)
+        slot = policy.after(slot)
+    return keys
 
 
 cdef bint shadow_is_sound(Shadow *shadow):

@@ -128,7 +128,7 @@ cdef uint32_t segments_victim(Segments *segments, uint32_t keep) noexcept nogil:
         if size > room or main > room:
             return candidate
         if size > room - main:
-            if weakest == NIL or not segments_admits(segments, candidate, weakest, size - (room - main)):
+            if weakest == NIL or not segments_admits(segments, candidate, weakest, size):
                 return candidate
             segments_move(segments, candidate, PROBATION)
             return weakest
@@ -138,7 +138,10 @@ cdef uint32_t segments_victim(Segments *segments, uint32_t keep) noexcept nogil:
 
 
 cdef bint segments_admits(Segments *segments, uint32_t candidate, uint32_t weakest, uint64_t needed) noexcept nogil:
-    """Whether a candidate was seen more often than all those together that must make room for it."""
+    """Whether a candidate was seen more often than all those together that fill as much room.
+
+    All of its size counts, though some who made room for it when it was written are gone: they were not asked then.
+    """
     cdef Entry *entries = segments.store.entries
     cdef uint32_t own = sketch_estimate(segments.sketch, entries[candidate].hash)
     cdef uint32_t victim = weakest, met = 0
