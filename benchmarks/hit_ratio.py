@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -190,6 +191,15 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join([*lines, *(f"{name:<16}{mean(scores, name):>8.2%}" for name in scores[0].hits if name in common)])
 
 
+def read_all(paths: Sequence[Path]) -> list[Trace]:
+    """Read each file once; those of one name are called by their paths, as what is of one name is one trace."""
+    files = list(dict.fromkeys(paths))
+    found = [traces.read(path) for path in files]
+    names = Counter(trace.name for trace in found)
+    pairs = zip(files, found, strict=True)
+    return [trace if names[trace.name] == 1 else trace._replace(name=str(path)) for path, trace in pairs]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the traces that were named, or those made here; print, and draw into the folder that was given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hit_ratio", description=__doc__)
@@ -199,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a folder for hit_ratio.svg")
     options = parser.parse_args(arguments)
     try:
-        found = [traces.read(path) for path in options.trace or ()]
+        found = read_all(options.trace or ())
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if options.made or not found:

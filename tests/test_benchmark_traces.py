@@ -257,6 +257,23 @@ def test_the_command_line_takes_any_trace(tmp_path: Path, capsys: pytest.Capture
     assert "MISS" not in "".join(line for line in printed.splitlines() if "other hits than" in line)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "web.txt", tmp_path / "b" / "web.txt", tmp_path / "mail.txt"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        write(path, b"1\n2\n")
+    names = [trace.name for trace in hit_ratio.read_all([*paths, paths[0]])]
+    assert names == [str(paths[0]), str(paths[1]), "mail"]
+
+
+def test_the_smallest_traces_are_played() -> None:
+    for trace in (Trace("one", [1]), Trace("nothing", [1, 1, 2], [0, 0, 0])):
+        scores = [contenders.play(job) for job in hit_ratio.jobs_of([trace])]
+        assert {score.bound for score in scores} == {1}
+        assert "mean over all" in hit_ratio.table(scores)
+        assert hit_ratio.judged(scores).rows
+
+
 def test_a_trace_that_cannot_be_read_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, said in ((tmp_path / "none", "No such file"), (write(tmp_path / "bad", b"a b c\n"), "bad, line 1")):
         with pytest.raises(SystemExit, match="2"):
