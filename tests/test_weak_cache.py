@@ -105,18 +105,45 @@ def test_a_newer_value_outlives_the_older_one_of_its_key(keep: dict[str, Any]) -
     assert len(cache) == 1
 
 
-def test_a_dead_reference_does_not_remove_what_came_after_it() -> None:
-    """Its callback runs late: the collector has found both, and the other one's comes first."""
+@pytest.mark.parametrize("put", ["set", "setdefault"])
+def test_a_dead_reference_does_not_remove_what_came_after_it(put: str) -> None:
+    """The collector first kills all references to what it found, then calls their callbacks: here one before the cache's."""
     cache: WeakCache[str, Any] = WeakCache()
-    newer = Page(2)
+    newer, found = Page(2), []
 
-    class Later(Node):
-        def __del__(self) -> None:
+    def early(_: object) -> None:
+        found.append((cache.get("key"), "key" in cache, cache.pop("key", None)))
+        if put == "set":
             cache["key"] = newer
+        else:
+            assert cache.setdefault("key", newer) is newer
 
-    cache["key"] = Later()
+    before, value, after = Node(), Node(), Node()
+    before.me = value.me = after.me = [before, value, after]  # type: ignore[assignment]
+    cache["key"] = value
+    others = [weakref.ref(before, early), weakref.ref(after, early)]
+    del before, value, after
     gc.collect()
+    assert found[0] == (None, False, None)
     assert cache.get("key") is newer
+    assert len(others) == len(found) == 2
+
+
+def test_late_callbacks_and_late_holders() -> None:
+    """What another thread may do last, done last."""
+    cache: WeakCache[int, Page] = WeakCache()
+    older, newer = Page(1), Page(2)
+    cache[1] = older
+    (reference,) = cache.valuerefs()
+    cache[1] = newer
+    cache._collect(reference)  # type: ignore[arg-type]
+    assert cache[1] is newer
+    band = filled([older], keep_items=5)
+    (reference,) = band.valuerefs()
+    del band[1]
+    assert band._band is not None
+    band._band.hold(reference, older)  # type: ignore[arg-type]
+    assert band.stats().kept == 0
 
 
 @pytest.mark.parametrize(
