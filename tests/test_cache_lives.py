@@ -434,7 +434,7 @@ def test_no_memory_for_more_changes_nothing(policy: str, run_python: Callable[..
         number += 1
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    for room in range(0, 40 << 20, 1 << 20):
+    for room in range(0, 40 << 20, 2 << 20):
         resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
         try:
             while number < 200_000:
