@@ -1,10 +1,10 @@
 # What an entry may carry beside its value: a version, tags. And the names of namespaces.
 #
 #     tag index, a Table    tag -> Tagged, the notes of the entries that have it
-#     entry                 -> Note: its key, version, and the Tagged of each of its tags, weakly: an index and its notes are no circle
+#     entry                 -> Note: its key, version, and the Tagged of each of its tags, weakly: so they are no circle
 #
-# A note is in the index before its entry is in the table, and leaves after it: so whoever takes a tag back misses no entry. A `Tagged` that
-# became empty is over for good and goes out of the index; who meets it there makes another.
+# A note is in the index before its entry is in the table, and leaves after it: so whoever takes a tag back misses no entry. A
+# `Tagged` that became empty is over for good and goes out of the index; who meets it there makes another.
 
 
 @cython.final

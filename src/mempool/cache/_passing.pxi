@@ -104,7 +104,7 @@ cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noex
 # ---- under pressure ----
 
 cdef void shrink_unseen(Contents table, uint64_t goal, int cause, uint32_t *grave) noexcept:
-    """Under the lock: down to this sum of sizes, in the policy's order, without those whose memory somebody else keeps: one pass."""
+    """Under the lock: down to this sum of sizes, in the policy's order, but for those whose memory somebody else keeps."""
     cdef Order order = table.order
     if table.soonest:
         shrink_slots(table, None, goal, cause, grave)
@@ -119,7 +119,8 @@ cdef void shrink_unseen(Contents table, uint64_t goal, int cause, uint32_t *grav
 cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
     cdef Store *store = &table.store
     cdef uint32_t following, slot = policy.victim(NIL)
-    cdef uint64_t looks = 2 * <uint64_t>store.count  # an order may be a circle, and have the last one take the place of one that goes
+    # an order may be a circle, and have the last one take the place of one that goes
+    cdef uint64_t looks = 2 * <uint64_t>store.count
     while slot != NIL and store.total > goal and looks:
         looks -= 1
         following = policy.after(slot)

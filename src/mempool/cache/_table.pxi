@@ -46,7 +46,7 @@ cdef class Table(Lookup):
     # ---- lookup ----
 
     def _find(self, key, version=None):
-        """Return the value of a key, or MISSING. As a use of it; an entry of another version than is asked for is stale, and leaves."""
+        """Return the value of a key, or MISSING; a use of it. An entry of another version than is asked for is stale, and leaves."""
         cdef PyObject *value
         if version is not None:
             return self.find_version(key, version)
@@ -67,8 +67,8 @@ cdef class Table(Lookup):
     def get_or_load(self, key, loader, *, ttl=None, priority=0, tags=(), version=None, refresh_ahead=None):
         """Return the value of a key; where there is none, have `loader(key)` make it, and keep it.
 
-        Whoever asks for a key that is being loaded waits for that load: threads sleep, tasks await. Nothing that was written, removed
-        or invalidated during a load is overwritten by it; who waited gets what was loaded nevertheless.
+        Whoever asks for a key that is being loaded waits for that load: threads sleep, tasks await. Nothing that was written,
+        removed or invalidated during a load is overwritten by it; who waited gets what was loaded nevertheless.
 
         Parameters
         ----------
@@ -129,7 +129,7 @@ cdef class Table(Lookup):
         return taken(value), None if note is NULL else taken(note)
 
     def _age(self, key):
-        """Return the seconds since an entry with a ttl was written, and its ttl; None where there is no such entry. Nobody is told."""
+        """Return the seconds since an entry with a ttl was written, and its ttl; None: there is no such entry. Nobody is told."""
         cdef Py_hash_t full = hash_of(key)
         cdef double now = self.now() if self.ttls else 0
         cdef double left = -1, lifetime = INFINITY
@@ -453,7 +453,7 @@ cdef class Table(Lookup):
         return self.store.total
 
     def _counts(self):
-        """Return hits, misses, insertions, rejections, errors of the listener, removals by cause, entries, their sizes, allowance, own bytes."""
+        """Return hits, misses, insertions, rejections, listener errors, removals by cause, entries, sizes, allowance, own bytes."""
         left = [0] * CAUSES
         cdef Store *store = &self.store
         for cause in range(CAUSES):
