@@ -4,12 +4,12 @@
 #                |                             |
 #                +--not--> ghosts --again-> main   +--not used--> gone
 #
-# Most of what comes is never asked for again: it passes through a small queue and leaves a hash behind. What comes back while that is
-# remembered, and what was used twice in the small queue, goes to the main one, whose tail gets another round for each use, three at
-# most. A hit adds to two bits of the mark, and that is all.
+# Most of what comes is never asked for again: it passes through a small queue and leaves a hash behind. What comes back while that
+# is remembered, and what was used twice in the small queue, goes to the main one, whose tail gets another round for each use, three
+# at most. A hit adds to two bits of the mark, and that is all.
 #
-# The tenth is one of what this policy holds, by size, when something must go: then that is the bound, whichever bound it is (entries,
-# bytes, what pressure or other priorities leave).
+# The tenth is one of what this policy holds, by size, when something must go: then that is the bound, whichever bound it is
+# (entries, bytes, what pressure or other priorities leave).
 #
 # Invariant: small and main share no entry and have all entries of this policy; the mark says which one.
 # Rejected: a tenth of the limit that was set. Where the number of entries is what binds, a limit of bytes never fills.
