@@ -128,7 +128,7 @@ cdef class Policy:
         return NIL
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:
-        """Who might go if that one did not: a look that changes nothing. From the victim on it leads to all others, and may go on."""
+        """Who might go if that one did not: a look, it changes nothing. From the victim on it leads to all others, and goes on."""
         return NIL
 
     cdef void clear(self) noexcept nogil:

@@ -46,7 +46,7 @@ cdef class Table(Lookup):
     # ---- lookup ----
 
     def _find(self, key, version=None):
-        """Return the value of a key, or MISSING; a use of it. An entry of another version than is asked for is stale, and leaves."""
+        """Return the value of a key, or MISSING; a use of it. An entry of another version than was asked is stale, and leaves."""
         cdef PyObject *value
         if version is not None:
             return self.find_version(key, version)
