@@ -1,5 +1,6 @@
 """What the tests of loads share: loaders that wait to be let go, and a look at what a cache would leak."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ class Oops(Exception):
     """What a loader raises."""
 
 
-ERRORS = (Oops, KeyboardInterrupt)
+ERRORS = (Oops, KeyboardInterrupt, SystemExit)
 
 
 class Gate:
@@ -36,7 +37,7 @@ class Gate:
         try:
             assert self.go.wait(DEADLINE)
             end = self._ends[run] if run < len(self._ends) else key * 2
-            if isinstance(end, BaseException) or end in ERRORS:
+            if isinstance(end, BaseException) or (isinstance(end, type) and end in ERRORS):
                 raise end  # a class, where the frame that raises must not name what it raised
             return end
         finally:
@@ -87,3 +88,44 @@ class Named:
 
     def __mul__(self, by: int) -> "Named":
         return Named((self.name, by))
+
+
+# ---- asyncio ----
+
+
+class AsyncGate:
+    """A coroutine function that waits until it is let go."""
+
+    def __init__(self, *ends: Any) -> None:
+        self._ends = list(ends)
+        self.entered, self.go = asyncio.Event(), asyncio.Event()
+        self.runs = self.now = self.most = 0
+
+    async def __call__(self, key: Any) -> Any:
+        run, self.runs, self.now = self.runs, self.runs + 1, self.now + 1
+        self.most = max(self.most, self.now)
+        self.entered.set()
+        try:
+            await self.go.wait()
+            end = self._ends[run] if run < len(self._ends) else key * 2
+            if isinstance(end, BaseException) or end is Oops:
+                raise end
+            return end
+        finally:
+            self.now -= 1
+
+
+async def until_waiting(cache: Cache[Any, Any], count: int) -> None:
+    """Let other tasks run until so many wait."""
+    async with asyncio.timeout(DEADLINE):
+        while sum(len(load.waiters) for load in list(cache._loads.active)) != count:
+            await asyncio.sleep(0)
+
+
+async def doubled(key: Any) -> Any:
+    await asyncio.sleep(0)
+    return key * 2
+
+
+def doubled_at_once(key: Any) -> Any:
+    return key * 2

@@ -8,13 +8,16 @@ import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from cache_attackers import Key, Mortal, check
 from mempool.cache import Cache, CacheFull, Cause
+from mempool.cache._policies import Table
 from support import may_raise, together
 
 POLICIES = ["lru", "fifo", "random", "lfu", "sieve", "s3fifo"]
@@ -310,6 +313,16 @@ def test_iterators_outlive_their_entries(change: str) -> None:
         assert list(iterator) == []
 
 
+@contextmanager
+def switching_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_threads_hammer_one_cache(policy: str) -> None:
     heard: list[int] = []
@@ -338,12 +351,8 @@ def test_threads_hammer_one_cache(policy: str) -> None:
                 list(cache)
         cache.resize(rng.choice([20, 50]))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        together([lambda seed=seed: work(seed) for seed in range(4)])  # type: ignore[misc]
-    finally:
-        sys.setswitchinterval(interval)
+    with switching_often():
+        together([partial(work, seed) for seed in range(4)])
     cache.resize(50)
     cache.expire()
     assert sorted(heard + list(check(cache).values())) == sorted(put_in)
@@ -382,6 +391,31 @@ def test_a_fork_while_another_thread_compares() -> None:
     go_on.set()
     thread.join()
     assert len(cache) == 1
+
+
+def test_an_account_may_use_the_table_that_asks_it_for_room() -> None:
+    """Accounts have others make room, and those are anybody: columns that came meanwhile grow with the rest."""
+
+    class Meddling:
+        busy = False
+
+        def charge(self, nbytes: int) -> None:
+            if not self.busy and len(table) == 8:
+                self.busy = True
+                table.pop(0)
+                table._insert("timed", 1, 1e6, 3, None, True)
+                self.busy = False
+
+        def discharge(self, nbytes: int) -> None:
+            pass
+
+    table: Any = Table()
+    table._begin("lru", 10**6, 10**6, 0, float("inf"), None, None, Meddling(), None)
+    for number in range(5_000):
+        table[number] = number
+    assert len(table) == 5_000
+    assert table["timed"] == 1
+    assert all(table[number] == number for number in range(1, 5_000))
 
 
 @pytest.mark.nosan

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support import together
 
 import mempool
 from mempool.cache import Cache, CacheFull
 from mempool.cache.pins import Pins
 from mempool.cache.policies import POLICIES
 from mempool.cache.weighing import anchor
+from support import together
 
 BLOCK = 4096
 EVICTING = sorted(name for name, policy in POLICIES.items() if policy.fixing == 0)
@@ -260,6 +260,25 @@ def test_a_circle_of_bases_ends() -> None:
     assert cache.pinned == 0
 
 
+@pytest.mark.parametrize("order", ["view first", "cache first"])
+def test_a_cache_that_is_garbage_together_with_the_views_of_what_it_pinned(order: str) -> None:
+    pool = mempool.BufferPool()
+    for _ in range(20):
+        cache: Cache[int, Any] = Cache(max_bytes=4 * BLOCK, policy="lru")
+        nodes = [Node(None) for _ in range(4)]
+        for key in range(4):
+            cache[key] = pool.acquire(BLOCK)
+        views = [cache[key][:] for key in range(4)]
+        for node, view in zip(nodes, views, strict=True):
+            node.view = [view, cache] if order == "view first" else [cache, view]
+        cache[9] = nodes
+        cache._bounds(100, 1 << 63)
+        assert cache.pinned == 4 * BLOCK
+        del cache, nodes, views, node, view
+    gc.collect()
+    assert lent(pool) == 0
+
+
 # ---- the end ----
 
 
@@ -345,9 +364,9 @@ class CacheAndViews(RuleBasedStateMachine):
         with contextlib.suppress(CacheFull):
             self.cache._insert(key, value, seconds, 0, None, True)
         if self.cache.currsize + self.cache.pinned > self.cache.maxsize:
-            held = [*self.views, value]
             for other, entry in self.cache.items():
-                assert other == key or any(share(entry, view) for view in held), (key, other)
+                held = [*self.views, *(self.cache[near] for near in self.cache if near != other)]
+                assert other == key or any(share(entry, one) for one in held)
 
     @rule(key=KEYS, how=st.sampled_from(["buffer", "view", "array", "bytes"]), view=st.booleans())
     def put(self, key: int, how: str, view: bool) -> None:

@@ -5,6 +5,8 @@ from mempool.cache.decorator import CacheInfo, cached
 from mempool.cache.keys import hashkey, methodkey, typedkey, typedmethodkey
 from mempool.cache.namespaces import Namespace, NamespaceKey
 from mempool.cache.records import CacheFull, CacheStats, Cause
+from mempool.cache.weak import WeakCache, WeakCacheStats
+from mempool.cache.weak_keys import WeakKeyCache
 
 __all__ = [
     "Cache",
@@ -14,6 +16,9 @@ __all__ = [
     "Cause",
     "Namespace",
     "NamespaceKey",
+    "WeakCache",
+    "WeakCacheStats",
+    "WeakKeyCache",
     "cached",
     "hashkey",
     "methodkey",

@@ -238,7 +238,7 @@ cdef class Contents:
         cdef int done = -1
         try:
             self.order.ready(<uint32_t>wanted)
-            done = store_reserve(store, <uint32_t>wanted, sizes and store.sizes is NULL or sizes, extras)
+            done = store_reserve(store, <uint32_t>wanted, sizes, extras or store.extras is not NULL)
         finally:
             self.changes += 1
             table_unlock(&self.mutex)

@@ -117,6 +117,9 @@ cdef class Lfu(Policy):
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
         return chain_last(self.store, &self.chain, keep)
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        return self.store.entries[slot].prev
+
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))
         self.fresh = self.free = 0

@@ -79,6 +79,10 @@ cdef class Random(Policy):
         self.capacity = capacity
         return 0
 
+    cdef inline bint has(self, uint32_t slot) noexcept nogil:
+        cdef uint32_t place = self.store.entries[slot].mark
+        return slot != NIL and place < self.count and self.members[place] == slot
+
     cdef void added(self, uint32_t slot) noexcept nogil:
         self.members[self.count] = slot
         self.store.entries[slot].mark = self.count
@@ -97,9 +101,9 @@ cdef class Random(Policy):
         self.state ^= self.state << 13
         self.state ^= self.state >> 7
         self.state ^= self.state << 17
-        cdef uint32_t place = <uint32_t>((self.state >> 32) * self.count >> 32)
+        cdef uint32_t place = <uint32_t>((self.state >> 32) * (self.count - self.has(keep)) >> 32)
         if self.members[place] == keep:
-            place = place - 1 if place > 0 else self.count - 1
+            place = self.count - 1  # where it is among them, the last is not drawn
         return self.members[place]
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:

@@ -10,10 +10,10 @@ cdef dict POLICIES = {
     "lru": Lru,
     "fifo": Fifo,
     "random": Random,
-    "tinylfu": TinyLfu,
     "lfu": Lfu,
     "sieve": Sieve,
     "s3fifo": S3Fifo,
+    "tinylfu": TinyLfu,
 }
 
 

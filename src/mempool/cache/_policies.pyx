@@ -7,8 +7,8 @@ Read the parts in this order: `_keys.pxi` (comparing keys, the lock, the clock),
 (deadlines), `_policy.pxi` (what a policy is), one file a policy, `_order.pxi` (policies by name and by priority), `_values.pxi`
 (what values keep in memory), `_pins.pxi` (memory that evicted values leave to others), `_loading.pxi` (claims of loads),
 `_leaving.pxi` (what becomes of what leaves), `_passing.pxi` (eviction that goes on), `_notes.pxi` (versions, tags, names),
-`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration)
-and `_probe.pxi` (for tests). The default policy has four: `_sketch.pxi`, `_segments.pxi`, `_shadow.pxi`, `_tinylfu.pxi`.
+`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration) and `_probe.pxi` (for tests).
+The default policy has four: `_sketch.pxi`, `_segments.pxi`, `_shadow.pxi`, `_tinylfu.pxi`.
 
 It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes and weights are taken before, foreign `__eq__` runs
 between two looks, and what leaves is dropped, counted and told after it has left.
@@ -21,16 +21,16 @@ from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, TooLarge, _core_weighing, log, report, shown, urandom, weak_reference
+cdef object CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown, urandom, weak_reference
 from os import urandom
 from types import GenericAlias
 from weakref import ref as weak_reference
 
 from mempool._core import _report as report, _weighing as _core_weighing
-from mempool.cache.records import CAUSES_BY_NUMBER, CacheFull, TooLarge, log
+from mempool.cache.records import CAUSES_BY_NUMBER, CacheFull, log
 from mempool.units import shown
 
 include "_keys.pxi"

@@ -10,7 +10,7 @@ cdef class SketchProbe:
         self.grow(slots)
 
     def __dealloc__(self):
-        free(self.sketch.words)
+        free(self.sketch.memory)
 
     def grow(self, slots):
         """Counters for so many slots."""

@@ -74,6 +74,14 @@ cdef class S3Fifo(Policy):
             elif self.spared(old) == 0:
                 return old
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        """Round: from the tail of either queue to its head, then the other one."""
+        cdef Chain *other = &self.small if self.store.entries[slot].mark & IN_MAIN else &self.main
+        cdef uint32_t next = self.store.entries[slot].prev
+        if next == NIL:
+            next = other.tail if other.tail != NIL else self.chain_of(slot).tail
+        return next
+
     cdef inline void promote(self, uint32_t slot) noexcept nogil:
         """From the small queue to the main one, its uses forgotten."""
         chain_unlink(self.store, &self.small, slot)

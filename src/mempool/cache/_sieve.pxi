@@ -4,9 +4,10 @@
 #                           ^ next    ^ hand: this one goes
 #
 # A hit sets a bit and moves nothing. The hand goes from the tail to the head, clears bits, takes the first without one, and stays
-# there, so that newcomers are judged early and old ones that are used stay: what a CLOCK, which puts survivors among the newest, loses.
+# there: newcomers are judged early, and old ones that are used stay.
 #
 # Invariant: the hand stands on an entry of the chain or nowhere (then it begins at the tail); who leaves under it moves it on.
+# Rejected: CLOCK, which puts those it spares among the newest, where one-time visitors stay as long as they.
 
 cdef enum:
     VISITED = 1
@@ -49,6 +50,10 @@ cdef class Sieve(Policy):
             slot = entries[slot].prev
         self.hand = slot
         return slot
+
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        cdef uint32_t next = self.store.entries[slot].prev
+        return next if next != NIL else self.chain.tail
 
     cdef void clear(self) noexcept nogil:
         memset(&self.chain, 0, sizeof(Chain))

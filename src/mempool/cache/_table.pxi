@@ -95,7 +95,7 @@ cdef class Table(Lookup):
         (9, 9)
         """
         cdef PyObject *found
-        if version is None and refresh_ahead is None and loader_is_plain(loader, mark, old_mark):
+        if version is None and refresh_ahead is None and is_plain(loader):
             found = self.find(<PyObject *>key, hash_of(key))
             if found is not NULL:
                 return taken(found)
@@ -159,7 +159,7 @@ cdef class Table(Lookup):
     def _insert(self, key, value, lifetime, level, note, replace):
         """Put an entry: seconds until it expires, a priority, and a note, which goes with it. False: it must not replace one.
 
-        A load gives its claim, which says that.
+        A load gives its claim, which says that; what is refused for its size or for want of room raises nothing then.
         """
         cdef Claim claim = <Claim>replace if isinstance(replace, Claim) else None
         return self.insert(
@@ -183,7 +183,9 @@ cdef class Table(Lookup):
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
             self.rejections += 1
-            raise TooLarge(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
+            if claim is not None:
+                return False
+            raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
         fresh.claim = NULL if claim is None else <PyObject *>claim
@@ -208,6 +210,8 @@ cdef class Table(Lookup):
             settle(self, slot, <PyObject *>value)
         if done < 0:
             self.rejections += 1
+            if claim is not None:
+                return False
             raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
         return done
 
@@ -459,6 +463,7 @@ cdef class Table(Lookup):
             self.allowed,
             self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
         )
+
     @property
     def pinned(self):
         """Bytes of entries that were evicted or expired, under `max_bytes`, whose memory somebody still views."""
@@ -476,6 +481,69 @@ cdef class Table(Lookup):
         table_unlock(&self.mutex)
         self.bury(grave)
         settle(self, NIL, NULL)
+
+    # ---- pressure ----
+
+    def _limits(self):
+        """Return the sum of sizes, what is allowed of it now, and its bound."""
+        return self.store.total, self.allowed, self.bound
+
+    def _allow(self, total):
+        """Allow less than the bound for a while; what is beyond that leaves."""
+        cdef uint32_t grave = NIL
+        cdef uint64_t wanted = min(max(total, 0), UNBOUNDED)
+        table_lock(&self.mutex)
+        self.allowed = min(wanted, self.bound)
+        self.order.limit(self.allowed)
+        self.evict(NIL, PRESSURE, &grave)
+        table_unlock(&self.mutex)
+        self.bury(grave)
+
+    def _shrink(self, size, cause):
+        """Have entries of this size leave, those first that can be spared most; how many, and their sizes.
+
+        Entries whose memory somebody else keeps stay: their going frees nothing.
+        """
+        cdef uint32_t slot, grave = NIL
+        cdef uint64_t total, count, wanted = min(max(size, 0), UNBOUNDED)
+        cdef int why = cause
+        self.expire()
+        table_lock(&self.mutex)
+        total, count = self.store.total, self.store.count
+        cdef uint64_t goal = total - min(wanted, total)
+        while self.store.total > goal:
+            slot = self.victim(NIL)
+            if slot == NIL:
+                break
+            if is_passed(self, slot):
+                shrink_unseen(self, goal, why, &grave)
+                break
+            self.unlink(slot, why, &grave)
+        total, count = total - self.store.total, count - self.store.count
+        table_unlock(&self.mutex)
+        self.bury(grave)
+        if count:
+            self.rest()
+        return count, total
+
+    def _sample(self, uint32_t most):
+        """Return some of the values, at most so many, from all over the table."""
+        cdef uint32_t slot = 1, step = self.store.fresh // most | 1  # odd: values may alternate
+        cdef PyObject *value
+        found = []
+        while len(found) < most:
+            table_lock(&self.mutex)
+            while slot <= self.store.fresh and not is_entry(&self.store, slot):
+                slot += 1
+            if slot > self.store.fresh:
+                table_unlock(&self.mutex)
+                break
+            value = self.store.entries[slot].value
+            keep_alive(value)
+            slot += step
+            table_unlock(&self.mutex)
+            found.append(taken(value))
+        return found
 
     def __dealloc__(self):
         empty(self)

@@ -22,9 +22,10 @@ from mempool.cache.records import CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
 from mempool.cache.weighing import real_bytes
+from mempool.cache.yielding import Yielding
 from mempool.units import parse_size
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "caches_account"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,11 +34,11 @@ _UNIT, _REAL, _OWN = 0, 1, 2
 _PLAIN = 0
 _NO_TAGS: tuple[Hashable, ...] = ()
 
-_caches = Account("caches")
+caches_account = Account("caches")
 _numbers = count(1)
 
 
-class Cache(ReadThrough[K, V], MutableMapping[K, V]):
+class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare.
 
     Conventions are those of cachetools. All calls are safe from any thread; each is atomic.
@@ -98,7 +99,7 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         name: str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if hasattr(self, "_loads"):
+        if "_account" in vars(self):
             raise RuntimeError("a cache cannot be set up again")
         if maxsize is None and max_bytes is None:
             raise TypeError("a cache needs a bound: maxsize, max_bytes or both")
@@ -110,12 +111,12 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         if as_callable(getsizeof, "getsizeof") is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
-        self._account = Account(self._name, parent=_caches)
+        self._account = Account(self._name, parent=caches_account)
         self._pins = None if self._max_bytes is None else Pins()
         self._tags = Tags()
         self._begin(
             chosen.order,
-            *self._limits(),
+            *self._bounds_wanted(),
             _OWN if self._weighed else _UNIT if max_bytes is None else _REAL,
             self._ttl,
             as_callable(clock, "clock"),
@@ -126,8 +127,9 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
             chosen.soonest,
         )
         self._begin_loads()
+        self._begin_yielding(exact=self._max_bytes is not None)
 
-    def _limits(self) -> tuple[int, int]:
+    def _bounds_wanted(self) -> tuple[int, int]:
         """Return what bounds sizes, and what the number of entries."""
         most = UNBOUNDED if self._maxsize is None else self._maxsize
         if self._max_bytes is not None:
@@ -257,9 +259,9 @@ class Cache(ReadThrough[K, V], MutableMapping[K, V]):
         bound = self._max_bytes if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._maxsize, self._max_bytes = most, bound
         while True:  # another thread may resize it too: the last one counts
-            limits = self._limits()
+            limits = self._bounds_wanted()
             self._bounds(*limits)
-            if limits == self._limits():
+            if limits == self._bounds_wanted():
                 return
 
     def getsizeof(self, value: V) -> int:

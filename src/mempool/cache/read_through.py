@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from mempool.cache._policies import MISSING, Table
 from mempool.cache.loading import Load, Loader, Loads, Options, is_async
 from mempool.cache.namespaces import plain
-from mempool.cache.records import CacheFull, TooLarge
 from mempool.cache.refreshing import Refresher, check_fraction
 
 __all__ = ["ReadThrough"]
@@ -103,18 +102,15 @@ class ReadThrough(Table[K, V], Generic[K, V]):
     def _keep(self, load: Load, value: Any) -> bool:
         """Put what was loaded. What the cache refuses, it counts: the caller has its value nevertheless."""
         how = load.options
-        try:
-            return self._put(
-                load.key,
-                value,
-                ttl=how.ttl,
-                priority=how.priority,
-                tags=how.tags,
-                version=how.version,
-                replace=load.claim,
-            )
-        except (TooLarge, CacheFull):
-            return False
+        return self._put(
+            load.key,
+            value,
+            ttl=how.ttl,
+            priority=how.priority,
+            tags=how.tags,
+            version=how.version,
+            replace=load.claim,
+        )
 
 
 async def _ready(value: Any, look: Callable[[], None] | None = None) -> Any:

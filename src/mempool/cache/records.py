@@ -15,10 +15,6 @@ class CacheFull(MempoolError, MemoryError):
     """Nothing may be evicted for a new entry: the policy is ``noeviction``, or ``volatile-...`` and no entry has a ttl."""
 
 
-class TooLarge(ValueError):
-    """A value is larger than the bound of a cache; a name of its own, so that no other error is taken for it."""
-
-
 class Cause(IntEnum):
     """Why an entry left a cache.
 

@@ -168,7 +168,14 @@ def _relieve(share: int) -> tuple[None, str]:
 def _shrink(cache: reclaim.Shrinkable, share: int) -> tuple[None, str]:
     held = cache.nbytes
     asked = -(-held // share)
-    said = cache.shrink(asked) if asked > 0 else 0
+    said = 0
+    for _ in range(reclaim.MOST_STEPS):
+        if said >= asked:
+            break
+        gave = reclaim.counted(cache.shrink(asked - said))
+        if not gave:
+            break
+        said += gave
     _trim_pools()  # where it kept buffers
     return None, f"{said} of {held} bytes let go"
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Self, cast, overload
 
@@ -23,6 +24,7 @@ from mempool.pressure.levels import Level, PressureEvent, Thresholds
 from mempool.pressure.options import Options, clock_of, positive
 from mempool.pressure.reclaim import Item, Shrinkable, Shrinker, Trimmable
 from mempool.pressure.records import CallbackStats, MonitorStats
+from mempool.pressure.regrowth import Regrowth, asking
 from mempool.pressure.running import LoopRunner, ThreadRunner, watch_forks
 from mempool.pressure.simulation import Simulation
 from mempool.pressure.sources import default_sources
@@ -107,7 +109,7 @@ class PressureMonitor(Options):
         super().__init__(thresholds, interval, hysteresis, min_dwell)
         self._clock = clock_of(clock)
         self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
-        self._callbacks, self._waiters = Callbacks(), Waiters()
+        self._callbacks, self._waiters, self._regrowth = Callbacks(), Waiters(), Regrowth()
         self._state = State(positive(reminder, "reminder"))
         self._locks()
         self._muted = self._callbacks.muted
@@ -208,7 +210,7 @@ class PressureMonitor(Options):
         """
         if self._lost_thread:
             self._restart()
-        self._round(self._look, self._tell)
+        self._round(self._look, self._tell, partial(self._regrowth.step, self))
         return self._state.level
 
     def _round(self, *steps: Callable[[], object]) -> bool:
@@ -304,7 +306,8 @@ class PressureMonitor(Options):
         if kind == "relief":
             self._callbacks.relieve(event)
         else:
-            freed, level = self._callbacks.answer(event, self._look)
+            with asking(self):
+                freed, level = self._callbacks.answer(event, self._look)
             if freed:
                 with self._lock:
                     self._state.answered(level)
@@ -436,6 +439,7 @@ class PressureMonitor(Options):
     def _end(self, runner: ThreadRunner | LoopRunner | None) -> None:
         if runner is not None:
             runner.stop(0.0 if self._is_inside() else None)
+        self._regrowth.release()
         self._waiters.wake()
 
     def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:

@@ -2,15 +2,18 @@
 
     ELEVATED   idle memory of pools and slabs, then malloc's         costs nobody anything
     HIGH       + reclaimers are asked for what is over,
-               + a quarter of each cache                             costs misses
-    CRITICAL   + the rest of each cache, a quarter at a time         down to the floor
+               + caches in turn, five times 5 % of what each holds   costs misses
+    CRITICAL   + caches in turn, 5 % of what each holds at a time    down to the floor
+
+After each step a monitor is asked whether the pressure is over: then it is enough. The largest cache is asked first, and each gives
+the same share before any gives another.
 
 What a cache lets go of lands in malloc, or idle in a pool, and from there it does not leave the process by itself. So each step
 ends with giving that back, and is judged by what the process then has less of, not by what was claimed: a step that brought nothing
 is the last for this cache, or it would be emptied for nothing.
 
 Rejected: to judge by what an item says it freed. Entries that others still hold, and blocks in half-used pages, stay
-where they are.
+where they are. And a quarter at a time: most of it was given up after the pressure was over.
 """
 
 import logging
@@ -28,6 +31,7 @@ from mempool import _core, _reclaim
 from mempool._core import BufferPool, SlabAllocator, root_account
 from mempool._system import process
 from mempool.pressure.levels import Level, PressureEvent
+from mempool.pressure.regrowth import is_relieved
 from mempool.units import parse_size
 
 if TYPE_CHECKING:
@@ -37,12 +41,13 @@ __all__ = ["Item", "ItemStats", "Shrinkable", "Shrinker", "register", "unregiste
 
 _log = logging.getLogger("mempool.pressure")
 
-_PARTS = 4  # a cache gives a quarter at a time
-_MOST_STEPS = 3 * _PARTS  # for one that gives less than it is asked, as its entries are of a size
-_FRUITLESS = 8  # a step that brings less than an eighth of what was asked brought nothing
+_PARTS = 20  # a cache gives one of so many of what it has at a time
+_ROUNDS = 5  # at HIGH
+MOST_STEPS = 1000  # 2**60 bytes are gone after some 800
+_FRUITLESS = 8  # what brings less than an eighth of what was asked brought nothing
 _TOLD = (
     1 << 20
-)  # the resident figure of a process is late by up to some hundred KiB, so smaller steps are taken at their word
+)  # the resident figure of a process is late by up to some hundred KiB: so much is to be asked before it is judged
 _RELIEVED = 0.7  # of the limit: below where the first level begins, less its hysteresis
 
 
@@ -59,7 +64,7 @@ class Shrinkable(Protocol):
         """Bytes that it holds now."""
 
     def shrink(self, nbytes: int, /) -> int:
-        """Let go of this many bytes, the least useful first; how many they were."""
+        """Let go of this many bytes, the least useful first; how many they were. If they are fewer, it is asked again."""
 
 
 class Trimmable(Protocol):
@@ -107,6 +112,9 @@ class Entry:
         self.item: Callable[[], Item | None] = lambda: item
         self.asks = self.errors = self.freed = 0
         self.excess = 0  # bytes that it last gave beyond what it was asked for: entries go whole
+        self._wanted = self._brought = (
+            0  # bytes asked for since it was last judged, and that the process has less for it
+        )
         self.seconds = 0.0
 
     def ask(self, nbytes: int) -> int:
@@ -116,7 +124,7 @@ class Entry:
             return 0
         start = time.perf_counter()
         try:
-            freed = _counted(_asking(item, self.kind)(nbytes))
+            freed = counted(_asking(item, self.kind)(nbytes))
         except Exception:
             self.errors += 1
             if self.errors == 1:
@@ -132,12 +140,21 @@ class Entry:
         """Bytes that a cache holds, 0 if it cannot tell."""
         item = self.item()
         try:
-            return 0 if item is None else _counted(cast(Shrinkable, item).nbytes)
+            return 0 if item is None else counted(cast(Shrinkable, item).nbytes)
         except Exception:
             self.errors += 1
             if self.errors == 1:
                 _log.exception("%s could not tell its size; further errors are counted, not logged", self.name)
             return 0
+
+    def is_worth(self, wanted: int, brought: int) -> bool:
+        """Take in what a step brought; whether it is worth while to go on, as far as that can be told."""
+        self._wanted += wanted
+        self._brought += brought
+        if self._wanted < _TOLD:
+            return True
+        wanted, brought, self._wanted, self._brought = self._wanted, self._brought, 0, 0
+        return brought > wanted // _FRUITLESS
 
     def stats(self) -> ItemStats:
         """Return what it was asked so far, and what it said."""
@@ -187,7 +204,7 @@ def _is_shared(item: object) -> TypeGuard["SharedPool"]:
     return module is not None and isinstance(item, module.SharedPool)
 
 
-def _counted(said: int | None) -> int:
+def counted(said: int | None) -> int:
     """Return bytes as an item reports them; None is for one that does not count."""
     freed = 0 if said is None else operator.index(said)
     if freed < 0:
@@ -324,16 +341,14 @@ class Shrinker:
 
     def _make_room(self, event: PressureEvent) -> int:
         entries = list(self._find())
-        idle = [entry for entry in entries if entry.kind == "idle"]
-        freed = self._step(idle, lambda: None)
+        steps = _Steps([entry for entry in entries if entry.kind == "idle"], self._floor, self._resident)
+        freed = steps.take(lambda: None)
         if event.level >= Level.HIGH:
             needed = self._needed(event)
             for entry in entries:
                 if entry.kind == "asked":
-                    freed += self._step(idle, lambda entry=entry: entry.ask(needed))  # type: ignore[misc]
-            for entry in entries:
-                if entry.kind == "cache":
-                    freed += self._shrink(entry, idle, 1 if event.level == Level.HIGH else _MOST_STEPS)
+                    freed += steps.take(lambda entry=entry: entry.ask(needed))  # type: ignore[misc]
+            freed += self._shrink(_largest_first(entries), steps, _ROUNDS if event.level == Level.HIGH else MOST_STEPS)
         return freed
 
     def _needed(self, event: PressureEvent) -> int:
@@ -344,33 +359,85 @@ class Shrinker:
         over = 0 if event.used is None or not event.limit else event.used - int(_RELIEVED * event.limit)
         return over if over > 0 else used // 10
 
-    def _shrink(self, cache: Entry, idle: list[Entry], steps: int) -> int:
-        """Have a cache give up a quarter of what it has at each step, as long as that brings something."""
-        freed = part = 0
-        for _ in range(steps):
-            size = cache.size()
-            part = part or -(-size // _PARTS)
-            nbytes = min(part, size - (self._floor + cache.excess if self._floor else 0))
-            if nbytes <= 0:
+    def _shrink(self, caches: list[Entry], steps: "_Steps", rounds: int) -> int:
+        """Have caches give up a share of what they have, in turn, until that is enough or brings nothing."""
+        freed = 0
+        for _ in range(rounds):
+            for cache in list(caches):
+                if is_relieved():
+                    return freed + steps.settle()
+                brought, more = self._shrink_one(cache, steps)
+                freed += brought
+                if not more:
+                    caches.remove(cache)
+            if not caches:
                 break
-            said = cache.freed
-            brought = self._step(idle, lambda nbytes=nbytes: cache.ask(nbytes))  # type: ignore[misc]
-            gave = max(0, min(cache.freed - said, size - cache.size()))
-            cache.excess = max(0, gave - nbytes)
-            if nbytes < _TOLD:
-                brought = max(brought, gave)
-            freed += brought
-            if brought <= nbytes // _FRUITLESS:
-                break
-        return freed
+        return freed + steps.settle()
 
-    def _step(self, idle: list[Entry], act: Callable[[], object]) -> int:
-        """Run one step, give back what it left idle; bytes that the process has less."""
+    def _shrink_one(self, cache: Entry, steps: "_Steps") -> tuple[int, bool]:
+        """Have one give up a share of what it has; bytes that the process has less, and whether to ask it again.
+
+        What holds less than can be seen in the process is taken at its word, for as much as its size fell.
+        """
+        size, said = cache.size(), cache.freed
+        nbytes = min(-(-size // _PARTS), size - (self._floor + cache.excess if self._floor else 0))
+        if nbytes <= 0:
+            return 0, False
+        freed = 0
+        if size < _TOLD:
+            steps.begin()
+            cache.ask(nbytes)
+        else:
+            freed = steps.settle()
+            brought = steps.take(lambda: cache.ask(nbytes))
+        gave = max(0, min(cache.freed - said, size - cache.size()))
+        cache.excess = max(0, gave - nbytes)
+        if size < _TOLD:
+            steps.claim(gave)
+            return gave, gave > 0
+        return freed + brought, cache.is_worth(nbytes, brought) and (gave > 0 or brought > 0)
+
+
+def _largest_first(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the caches among them that hold anything."""
+    sizes = [(entry, entry.size()) for entry in entries if entry.kind == "cache"]
+    return [entry for entry, size in sorted(sizes, key=lambda one: -one[1]) if size]
+
+
+class _Steps:
+    """Runs the steps of one event, each of which gives back what it left idle, and tells what the process then has less.
+
+    Steps that are too small to be seen are claimed, and give back together.
+    """
+
+    def __init__(self, idle: list[Entry], floor: int, resident: Callable[[], int]) -> None:
+        self._idle, self._floor, self._resident = idle, floor, resident
+        self._before: Held | None = None
+        self._claimed = 0
+
+    def take(self, act: Callable[[], object]) -> int:
+        """Run one step; bytes that the process has less."""
         before = held(self._resident)
         act()
-        trimmed = sum(entry.ask(self._floor) for entry in idle)
+        trimmed = sum(entry.ask(self._floor) for entry in self._idle)
         trim_malloc()
         return max(before.less(held(self._resident)), trimmed)
+
+    def begin(self) -> None:
+        """Remember what there is: a small step follows."""
+        self._before = self._before or held(self._resident)
+
+    def claim(self, nbytes: int) -> None:
+        """So much is said to be gone."""
+        self._claimed += nbytes
+
+    def settle(self) -> int:
+        """Give back what small steps left; bytes beyond those that were claimed."""
+        before, claimed, self._before, self._claimed = self._before, self._claimed, None, 0
+        if before is None:
+            return 0
+        brought = self.take(lambda: None)
+        return max(0, max(brought, before.less(held(self._resident))) - claimed)
 
 
 # ---- all that there is

@@ -1,0 +1,130 @@
+"""Caches that yield: 5 % a step while memory is short, and back by 5 % of their bound a step while nothing grows.
+
+    bound      |----------------------------------------|
+    allowed    |---------------------------|  -> -> ->         what a monitor left of it; grows back at its polls
+    holds      |-----------------------|
+
+What is held counts in bytes, whatever the bound counts in: exactly under `max_bytes`, as an estimate from a sample of the values
+under `maxsize`.
+
+Only a monitor lowers what is allowed, as only a monitor gives it back: `shrink` that somebody else calls, a cleanup say, takes
+content and no more.
+"""
+
+import operator
+import time
+from typing import Any, Generic, TypeVar
+
+from mempool.cache._policies import Table
+from mempool.cache.arguments import UNBOUNDED
+from mempool.cache.records import Cause
+from mempool.cache.weighing import real_bytes
+from mempool.pressure.reclaim import register
+from mempool.pressure.regrowth import grow_later
+from mempool.units import shown
+
+__all__ = ["Estimate", "Yielding", "share_of"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_PARTS = 20  # a step is one of so many
+
+_SAMPLE = 32  # values that are weighed
+_KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
+
+
+class Estimate:
+    """Bytes of a table whose bound is no number of bytes, from a sample of its values."""
+
+    __slots__ = ("_count", "_each", "_until")
+
+    def __init__(self) -> None:
+        self._each, self._until, self._count = 0.0, float("-inf"), 0
+
+    def of(self, table: Table[Any, Any]) -> int:
+        """Return the bytes of its values."""
+        count = len(table)
+        now = time.monotonic()
+        if now >= self._until or count > 2 * self._count:
+            values = table._sample(_SAMPLE)
+            self._each = sum(map(real_bytes, values)) / len(values) if values else 0.0
+            self._until, self._count = now + _KEPT, count
+        return round(count * self._each)
+
+
+def share_of(nbytes: int, total: int, held: int) -> int:
+    """Return how much of a total goes for so many bytes of those that it holds: a step at most.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no number of bytes.
+    """
+    if isinstance(nbytes, bool):
+        raise TypeError(f"nbytes must be a number of bytes, not {nbytes!r}")
+    try:
+        wanted = operator.index(nbytes)
+    except TypeError:
+        raise TypeError(f"nbytes must be a number of bytes, not {nbytes!r}") from None
+    if wanted < 0:
+        raise ValueError(f"nbytes must not be negative, got {shown(wanted)}")
+    return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
+
+
+class Yielding(Table[K, V], Generic[K, V]):
+    """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
+
+    _whole = UNBOUNDED  # what it grows back to; of one without a bound: what it held
+    _estimate: Estimate | None = None  # None: sizes are bytes
+
+    def _begin_yielding(self, *, exact: bool) -> None:
+        """Register; whether sizes are bytes."""
+        self._estimate = None if exact else Estimate()
+        register(self)
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values that it holds: as they are counted under `max_bytes`, else estimated from a sample of them."""
+        return self.currsize if self._estimate is None else self._estimate.of(self)
+
+    def shrink(self, nbytes: int, /) -> int:
+        """Let go of so many bytes, but of 5 % of what is held at most: whoever needs more asks again. Entries go whole.
+
+        Returns
+        -------
+        int
+            Bytes that were let go of.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no number of bytes.
+
+        Notes
+        -----
+        While a monitor asks, what is left is all that is allowed from now on, until it grows back: 5 % of the bound at each poll
+        of the monitor that finds the level NORMAL and memory not growing, all of it when the monitor is stopped.
+        """
+        held, (total, allowed, bound) = self.nbytes, self._limits()
+        goal = share_of(nbytes, total, held)
+        if not goal:
+            return 0
+        _, gone = self._shrink(goal, Cause.PRESSURE)
+        if grow_later(self):
+            if allowed == bound:
+                self._whole = bound if bound < UNBOUNDED else total
+            self._allow(self._limits()[0])
+        return gone * held // total
+
+    def _grow(self, whole: bool = False, /) -> bool:
+        _, allowed, bound = self._limits()
+        more = allowed + -(-self._whole // _PARTS)
+        done = whole or more >= min(self._whole, bound)
+        self._allow(bound if done else more)
+        return done
