@@ -13,6 +13,7 @@ cpython = pytest.importorskip("test.test_weakref", reason="this Python comes wit
 
 OTHER = {
     "test_remove_closure": "asks for a private function",
+    "test_weak_valued_consistency": "asks for a private dict",
     "test_weak_keyed_cascading_deletes": "counts comparisons, and a lookup here begins again where comparing changed the table",
     "test_threaded_weak_value_dict_deepcopy": "takes seconds; copying is tested all the same",
     "test_threaded_weak_key_dict_deepcopy": "takes seconds; copying is tested all the same",
