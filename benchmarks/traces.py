@@ -100,8 +100,8 @@ def popular(exponent: float, keys: int, requests: int, seed: int) -> npt.NDArray
     random = np.random.default_rng(seed)
     shares = np.cumsum(np.arange(1, keys + 1, dtype=float) ** -exponent)
     ranks = np.searchsorted(shares, random.random(requests) * shares[-1])
-    order: npt.NDArray[np.int64] = random.permutation(keys)
-    return order[ranks]
+    drawn: npt.NDArray[np.int64] = random.permutation(keys)[ranks]
+    return drawn
 
 
 def zipf(exponent: float, *, keys: int = 100_000, requests: int = 100_000, seed: int = 1) -> Trace:

@@ -222,7 +222,7 @@ class S3Fifo(Model):
         ghosts, hash = self.ghosts[mixed(key) % self.buckets], mixed(key)
         ways = (len(self.small) + len(self.main)) // self.buckets + 1
         if hash in ghosts[-min(ways, WAYS) :]:
-            ghosts.remove(hash)
+            del ghosts[-1 - ghosts[::-1].index(hash)]  # it may be there twice: once beyond what counts
             self.main.append(key)
         else:
             self.small.append(key)

@@ -15,7 +15,7 @@ class Oops(Exception):
     """What a loader raises."""
 
 
-ERRORS = (Oops, KeyboardInterrupt)
+ERRORS = (Oops, KeyboardInterrupt, SystemExit)
 
 
 class Gate:
@@ -37,7 +37,7 @@ class Gate:
         try:
             assert self.go.wait(DEADLINE)
             end = self._ends[run] if run < len(self._ends) else key * 2
-            if isinstance(end, BaseException) or end in ERRORS:
+            if isinstance(end, BaseException) or (isinstance(end, type) and end in ERRORS):
                 raise end  # a class, where the frame that raises must not name what it raised
             return end
         finally:

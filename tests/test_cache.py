@@ -3,7 +3,7 @@
 import gc
 import math
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 from weakref import ref
@@ -568,3 +568,14 @@ def test_a_cache_is_a_mapping_to_those_who_copy_it() -> None:
         case _:
             raise AssertionError
     assert isinstance(cache, Mapping)
+
+
+def test_importing_caches_is_light(run_python: Callable[..., Any]) -> None:
+    code = """
+        import sys
+        import mempool
+        assert "mempool.cache" not in sys.modules
+        mempool.cache.Cache(5)["a"] = 1
+        assert not {"numpy", "psutil", "asyncio", "socket", "ssl", "multiprocessing"} & set(sys.modules)
+    """
+    run_python(code)

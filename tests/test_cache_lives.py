@@ -8,7 +8,9 @@ import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -311,6 +313,16 @@ def test_iterators_outlive_their_entries(change: str) -> None:
         assert list(iterator) == []
 
 
+@contextmanager
+def switching_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_threads_hammer_one_cache(policy: str) -> None:
     heard: list[int] = []
@@ -339,12 +351,8 @@ def test_threads_hammer_one_cache(policy: str) -> None:
                 list(cache)
         cache.resize(rng.choice([20, 50]))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        together([lambda seed=seed: work(seed) for seed in range(4)])  # type: ignore[misc]
-    finally:
-        sys.setswitchinterval(interval)
+    with switching_often():
+        together([partial(work, seed) for seed in range(4)])
     cache.resize(50)
     cache.expire()
     assert sorted(heard + list(check(cache).values())) == sorted(put_in)

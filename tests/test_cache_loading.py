@@ -1,5 +1,7 @@
 """`get_or_load` among threads: one load of a key at a time, whatever becomes of it."""
 
+import gc
+import random
 import threading
 import traceback
 import weakref
@@ -10,8 +12,7 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Named, Oops, check_idle, wait_for_waiters, without_collector
-from mempool.cache import Cache
-from mempool.cache.loading import Options
+from mempool.cache import Cache, waiting
 from support import DEADLINE, start, together, until
 
 
@@ -203,7 +204,7 @@ def test_a_handler_that_loads_what_its_thread_loads(run_python: Callable[..., An
     done = run_python(
         """
         import signal
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache = Cache(10)
         signal.signal(signal.SIGTERM, lambda *_: print("handler", cache.get_or_load(1, lambda key: "other")))
 
@@ -277,6 +278,21 @@ def test_a_loader_may_ask_for_other_keys(cache: Cache[int, int]) -> None:
     check_idle(cache)
 
 
+def test_a_loader_that_has_waited_waits_for_nobody(cache: Cache[Any, Any]) -> None:
+    gate = Gate()
+
+    def loader(key: str) -> Any:
+        value = cache.get_or_load("other", gate)
+        (scope,) = waiting._scopes.get()
+        assert scope.waits == {}
+        return value
+
+    threads = [start(cache.get_or_load, "other", gate), start(cache.get_or_load, "k", loader)]
+    wait_for_waiters(cache, 1)
+    gate.go.set()
+    assert [thread.result() for thread in threads] == ["otherother"] * 2
+
+
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_threads_that_wait_in_a_circle(count: int) -> None:
     """Each loads its own key, of a cache of its own, and asks for the next one's."""
@@ -319,8 +335,6 @@ def test_a_recursion_without_end_leaves_nothing(cache: Cache[Any, Any]) -> None:
 
 def test_circles_among_many_threads() -> None:
     """Loaders that ask for random other keys: whatever the circles, all end, and nothing is left."""
-    import random
-
     cache: Cache[int, int] = Cache(4, policy="lru")
 
     def work(seed: int) -> None:
@@ -342,150 +356,37 @@ def test_circles_among_many_threads() -> None:
     check_idle(cache)
 
 
-# ---- what becomes of the key meanwhile ----
-
-CHANGES: dict[str, Callable[[Cache[Any, Any]], object]] = {
-    "pop": lambda cache: cache.pop("k", None),
-    "clear": lambda cache: cache.clear(),
-    "forget": lambda cache: cache._loads.forget("k"),
-    "tag": lambda cache: cache._loads.forget_tag("t"),
-    "version": lambda cache: cache._loads.forget_version(4),
-    "where": lambda cache: cache._loads.forget_where(lambda key: key == "k"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_invalidated_during_a_load_is_not_kept(change: Callable[[Cache[Any, Any]], object]) -> None:
-    cache: Cache[Any, Any] = Cache(100)
-    gate = Gate("old")
-    options = Options(None, 0, ("t",), 3)
-    first = start(cache._loads.load, cache, "k", lambda: gate("k"), options)
-    second = start(cache._loads.load, cache, "k", lambda: gate("k"), options)
-    wait_for_waiters(cache, 1)
-    change(cache)
-    assert cache._loads.active == {}
-    assert cache.get_or_load("other", lambda key: 1) == 1
-    gate.go.set()
-    assert (first.result(), second.result()) == ("old", "old")
-    assert "k" not in cache
-    assert cache.get_or_load("k", gate) == "kk"
-    check_idle(cache)
-
-
-@pytest.mark.parametrize("change", ["tag", "version", "where"])
-def test_other_loads_are_kept(change: str) -> None:
-    cache: Cache[Any, Any] = Cache(100)
-    gate = Gate("new")
-    thread = start(cache._loads.load, cache, "other", lambda: gate("other"), Options(None, 0, ("u",), 4))
-    assert gate.entered.wait(DEADLINE)
-    CHANGES[change](cache)
-    gate.go.set()
-    thread.result()
-    assert cache["other"] == "new"
-
-
-def test_who_comes_after_an_invalidation_loads_anew(cache: Cache[Any, Any]) -> None:
-    gate = Gate("old", "new")
-    first = start(cache.get_or_load, "k", gate)
-    until(lambda: gate.runs == 1)
-    cache.pop("k", None)
-    second = start(cache.get_or_load, "k", gate)
-    until(lambda: gate.runs == 2)
-    gate.go.set()
-    assert {first.result(), second.result()} == {"old", "new"}
-    assert cache["k"] == second.result()
-    check_idle(cache)
-
-
-def test_what_is_written_during_a_load_stays(cache: Cache[Any, Any]) -> None:
-    def loader(key: str) -> str:
-        cache[key] = "written"
-        return "loaded"
-
-    assert cache.get_or_load("k", loader) == "loaded"
-    assert cache["k"] == "written"
-
-
-def test_what_is_written_and_lost_again_during_a_load_is_newer(cache: Cache[Any, Any]) -> None:
-    def loader(key: str) -> str:
-        cache[key] = "written"
-        cache.popitem()
-        return "older"
-
-    assert cache.get_or_load("k", loader) == "older"
-    assert "k" not in cache
-
-
-def test_loads_of_two_versions_are_two(cache: Cache[Any, Any]) -> None:
-    gate = Gate("old", "new")
-    loads = cache._loads
-    first = start(loads.load, cache, "k", lambda: gate("k"), Options(version=1))
-    until(lambda: gate.runs == 1)
-    second = start(loads.load, cache, "k", lambda: gate("k"), Options(version=2))
-    until(lambda: gate.runs == 2)
-    gate.go.set()
-    assert (first.result(), second.result()) == ("old", "new")
-
-
-# ---- keys ----
-
-
-def test_keys_whose_equality_raises() -> None:
-    class Hostile(Named):
-        def __eq__(self, other: object) -> bool:
-            raise Oops
-
-        __hash__ = Named.__hash__
-
-    cache: Cache[Any, Any] = Cache(100)
-    gate = Gate("v")
-    first = start(cache.get_or_load, Hostile(1), gate)
-    assert gate.entered.wait(DEADLINE)
-    for change in (lambda: cache.get_or_load(Hostile(1), gate), lambda: cache.pop(Hostile(1), None)):
-        with pytest.raises(Oops):
-            change()
-    gate.go.set()
-    assert first.result() == "v"
-    check_idle(cache)
-
-
-def test_keys_whose_equality_loads() -> None:
-    cache: Cache[Any, Any] = Cache(100)
-
-    class Asking(Named):
-        def __eq__(self, other: object) -> bool:
-            return super().__eq__(other) and bool(cache.get_or_load("inner", lambda key: True))
-
-        __hash__ = Named.__hash__
-
-    gate = Gate("v")
-    threads = [start(cache.get_or_load, Asking(1), gate) for _ in range(4)]
-    wait_for_waiters(cache, 3)
-    gate.go.set()
-    assert [thread.result() for thread in threads] == ["v"] * 4
-    assert gate.runs == 1
-    check_idle(cache)
-
-
-def test_keys_that_become_different(cache: Cache[Any, Any]) -> None:
-    """A load is found again by itself, not by its key."""
-    key = Named(1)
-
-    def loader(found: Named) -> str:
-        found.name = 2
-        return "v"
-
-    assert cache.get_or_load(key, loader) == "v"
-    check_idle(cache)
-
-
-def test_an_unhashable_key_is_refused(cache: Cache[Any, Any]) -> None:
-    with pytest.raises(TypeError, match="unhashable"):
-        cache.get_or_load([], len)
-    check_idle(cache)
-
-
 # ---- lifetimes ----
+
+
+def test_finalisers_that_load() -> None:
+    """The collector runs in the midst of anything, and what it finds asks for keys that others load."""
+    cache: Cache[int, int] = Cache(4, policy="lru")
+    dice = random.Random(1)
+
+    class Dying:
+        def __init__(self) -> None:
+            self.circle = self
+
+        def __del__(self) -> None:
+            cache.get_or_load(dice.randrange(8), lambda key: key)
+
+    def loader(key: int) -> int:
+        Dying()
+        return key
+
+    def work() -> None:
+        for number in range(200):
+            assert cache.get_or_load(number % 8, loader) == number % 8
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(5)
+    try:
+        together([work] * 4)
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    check_idle(cache)
 
 
 def test_nothing_of_a_load_outlives_it() -> None:
@@ -513,7 +414,7 @@ def test_a_fork_during_a_load(run_python: Callable[..., Any]) -> None:
     done = run_python(
         """
         import os, threading
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache, entered, go = Cache(10), threading.Event(), threading.Event()
 
         def loader(key):
@@ -545,7 +446,7 @@ def test_a_fork_inside_a_load(run_python: Callable[..., Any]) -> None:
     done = run_python(
         """
         import os
-        from mempool.cache import Cache
+        from mempool.cache import Cache, waiting
         cache = Cache(10)
 
         def loader(key):

@@ -20,7 +20,7 @@ from loading_kit import (
     wait_for_waiters,
     without_collector,
 )
-from mempool.cache import Cache
+from mempool.cache import Cache, waiting
 from support import DEADLINE, start, until
 
 
@@ -226,6 +226,33 @@ def test_what_a_load_left_behind_waits_as_others_do(cache: Cache[Any, Any]) -> N
         assert (await other, await left[0], gate.runs) == ("kk", "kk", 1)
 
     asyncio.run(main())
+
+
+def test_a_row_of_tasks_that_begin_each_other(cache: Cache[Any, Any]) -> None:
+    """Each is begun by a load of the one before: none is in more than its own load, once those are over."""
+    depths = []
+
+    async def main() -> None:
+        done = asyncio.Event()
+
+        async def loader(key: int) -> int:
+            if key:
+                tasks.append(asyncio.create_task(later(key - 1)))
+            else:
+                done.set()
+            depths.append(len(waiting._scopes.get()))
+            return key
+
+        async def later(key: int) -> None:
+            await asyncio.sleep(0)
+            await cache.get_or_load(key, loader)
+
+        tasks = [asyncio.create_task(later(10))]
+        await done.wait()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert depths == [1] * 11
 
 
 @pytest.mark.parametrize("count", [2, 5])

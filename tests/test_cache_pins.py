@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lease_views import View, each_view
 
 import mempool
+from lease_views import View, each_view
 from mempool.cache import Cache, Cause
 from mempool.cache.pins import Pins
 from mempool.cache.policies import POLICIES
@@ -207,6 +207,19 @@ def test_every_policy_passes_over_what_is_viewed(pool: mempool.BufferPool, polic
     held.clear()
     assert cache.pinned == 0
     assert lent(pool) == len(cache)
+
+
+@each_policy
+def test_levels_of_viewed_entries_are_passed_over_whole(pool: mempool.BufferPool, policy: str) -> None:
+    cache: Cache[Any, Any] = Cache(max_bytes=30 * BLOCK, policy=policy)
+    for key in range(29):
+        cache._insert(key, pool.acquire(BLOCK), None, key // 10, None, True)
+    held = [cache.get(key) for key in range(20)]
+    for key in range(100, 105):
+        cache._insert(key, pool.acquire(BLOCK), None, 3, None, True)
+        assert cache.currsize + cache.pinned <= cache.maxsize
+    assert sum(key in cache for key in range(20, 29)) < 9
+    del held
 
 
 def test_levels_are_emptied_in_order_also_around_what_is_viewed(pool: mempool.BufferPool) -> None:
@@ -505,6 +518,7 @@ def test_what_was_popped_can_leak(pool: mempool.BufferPool) -> None:
     cache = filled(pool)
     with pytest.warns(ResourceWarning, match="never released"):
         cache.pop(0)
+    with pytest.warns(ResourceWarning, match="never released"):
         cache.popitem()
     assert pool.stats().dropped == 2
 

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support import together
 
 import mempool
 from mempool.cache import Cache, CacheFull
 from mempool.cache.pins import Pins
 from mempool.cache.policies import POLICIES
 from mempool.cache.weighing import anchor
+from support import together
 
 BLOCK = 4096
 EVICTING = sorted(name for name, policy in POLICIES.items() if policy.fixing == 0)

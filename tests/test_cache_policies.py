@@ -13,7 +13,10 @@ from mempool.cache.policies import POLICIES
 LASTING = [name for name, policy in POLICIES.items() if policy.fixing]
 VOLATILE = [name for name in LASTING if name != "noeviction"]
 EVICTING = [name for name in POLICIES if name != "noeviction"]
-REDIS = {f"{who}-{how}" for who in ("allkeys", "volatile") for how in ("lru", "lfu", "random")} | {"noeviction", "volatile-ttl"}
+REDIS = {f"{who}-{how}" for who in ("allkeys", "volatile") for how in ("lru", "lfu", "random")} | {
+    "noeviction",
+    "volatile-ttl",
+}
 
 
 def put(cache: Cache[Any, Any], key: Any, value: Any = None, **options: Any) -> None:

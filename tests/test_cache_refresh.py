@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Oops, check_idle, wait_for_waiters
-from mempool.cache import Cache, refreshing
+from mempool.cache import Cache, refreshing, waiting
 from support import DEADLINE, start, until
 
 
@@ -161,6 +161,21 @@ def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Cl
     until(lambda: cache["k"] == "k")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_ends_all_threads_leaves_the_queue_to_others(cache: Cache[Any, Any], clock: Clock) -> None:
+    count = refreshing.THREADS
+    leaving = Gate(*[SystemExit] * count)
+    for key in range(count + 1):
+        old(cache, key)
+    clock.now = 9
+    for key in range(count):
+        cache.get_or_load(key, leaving, refresh_ahead=0)
+    until(lambda: leaving.runs == count)
+    cache.get_or_load(count, str, refresh_ahead=0)
+    leaving.go.set()
+    until(lambda: cache[count] == str(count))
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_what_is_no_fraction_is_refused(cache: Cache[Any, Any], fraction: float) -> None:
     for _ in range(2):
@@ -282,6 +297,39 @@ def test_a_task_loads_anew(cache: Cache[Any, Any], clock: Clock) -> None:
     asyncio.run(main())
 
 
+def test_a_coroutine_that_is_made_before_its_loop(cache: Cache[Any, Any], clock: Clock) -> None:
+    """What is refreshed is decided where it is awaited."""
+
+    async def main(asked: Any) -> None:
+        assert await asked == "old"
+        while cache["k"] == "old":
+            await asyncio.sleep(0)
+
+    old(cache)
+    clock.now = 9
+    asyncio.run(main(cache.get_or_load("k", str_of, refresh_ahead=0.5)))
+    assert (cache["k"], cache._refresher.failures) == ("k", 0)
+
+
+def test_refreshing_is_in_no_other_load(cache: Cache[Any, Any], clock: Clock) -> None:
+    """What a load begins in the background is not a part of it."""
+    inside = []
+
+    def refresh(key: str) -> str:
+        inside.append(len(waiting._scopes.get()))
+        return "new"
+
+    def loader(key: str) -> Any:
+        assert cache.get_or_load("k", refresh, refresh_ahead=0.5) == "old"
+        until(lambda: inside)
+        return "loaded"
+
+    old(cache)
+    clock.now = 9
+    assert cache.get_or_load("around", loader) == "loaded"
+    assert inside == [1]
+
+
 def test_a_loop_that_ends_takes_its_tasks_along(cache: Cache[Any, Any], clock: Clock) -> None:
     """Cancelled before they ran, and while they ran: the next loop begins afresh."""
 
@@ -302,17 +350,36 @@ def test_a_loop_that_ends_takes_its_tasks_along(cache: Cache[Any, Any], clock: C
     assert cache._refresher.failures == 0
 
 
+def test_a_task_that_was_cancelled_before_it_ran(cache: Cache[Any, Any], clock: Clock) -> None:
+    async def main() -> None:
+        assert await cache.get_or_load("k", str_of, refresh_ahead=0.5) == "old"
+        (task,) = cache._refresher._tasks
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert cache["k"] == "old"
+        check_idle(cache)
+
+    old(cache)
+    clock.now = 9
+    asyncio.run(main())
+
+
 def test_a_loop_that_was_closed_before_its_task_ran(cache: Cache[Any, Any], clock: Clock) -> None:
-    async def loader(key: str) -> str:
-        return "new"
+    async def stopped() -> None:
+        assert await cache.get_or_load("k", str_of, refresh_ahead=0.5) == "old"
+        asyncio.get_running_loop().stop()
 
     old(cache)
     clock.now = 9
     loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(cache.get_or_load("k", str_of, refresh_ahead=0.5)) == "old"
+    begun = loop.create_task(stopped())
+    loop.run_forever()
     (task,) = cache._refresher._tasks
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.get_coro().close()  # type: ignore[union-attr]
     loop.close()
+    assert begun.done()
+    assert len(cache._refresher._wanted) == 1
 
     async def main() -> None:
         for _ in range(2):

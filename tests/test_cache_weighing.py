@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lease_views import View, each_view
 
 import mempool
+from lease_views import View, each_view
 from mempool.cache._policies import seen
 from mempool.cache.weighing import anchor, real_bytes
 from mempool.io import BytesStream

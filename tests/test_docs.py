@@ -198,6 +198,19 @@ PRESSURE = {"default_monitor", "Level"}.union(
         )
     )
 )
+CACHES = {"__missing__", *mempool.cache.Cause.__members__}.union(
+    *(
+        public(cls) - {*dir(int), *dir(tuple)} | {cls.__name__}
+        for cls in (
+            mempool.cache.Cache,
+            mempool.cache.CacheFull,
+            mempool.cache.CacheStats,
+            mempool.cache.Cause,
+            mempool.cache.Namespace,
+            mempool.cache.NamespaceKey,
+        )
+    )
+) - {"add_note", "args", "with_traceback"}
 RECLAIMING = {"ReclaimerStats", "gc_pressure", "reclaimers", "register_reclaimer"}
 FUNCTIONS = {"detect_leaks", "measure", "take_snapshot", "Pattern"}  # and what has the methods of str
 LEAKS = FUNCTIONS | {
@@ -248,6 +261,7 @@ LEAKS = FUNCTIONS | {
         ("mempool.pickle", set(mempool.pickle.__all__)),
         ("Batches", BATCHES),
         ("Health", HEALTH),
+        ("Caches", CACHES),
         ("Loading", {"get_or_load", "cached", "Cached", *public(mempool.cache.CacheInfo) - {"count", "index"}, *KEYS}),
         ("Memory pressure", PRESSURE),
         ("mempool.pressure.sources", set(mempool.pressure.sources.__all__)),
@@ -291,6 +305,8 @@ def test_everything_public_is_documented() -> None:
         f"mempool.accounting.guard.{name}" for name in ("memory_limit", "MemoryGuard.check", "MemoryGuard.grown")
     }
     expected |= {f"mempool.accounting.usage.{name}" for name in ("memory_usage", "MemoryUsage", "MemoryUsage.lent")}
+    for name in public(mempool.cache.Cache):
+        assert getattr(mempool.cache.Cache, name).__doc__, name
     expected |= {f"mempool.shared.pool.SharedPool.{name}" for name in public(mempool.shared.SharedPool)}
     assert {name for name in expected if not described.get(name)} == set()
 

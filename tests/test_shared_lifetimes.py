@@ -442,3 +442,15 @@ def test_threads_and_forks() -> None:
     with pytest.warns(DeprecationWarning, match="fork") if sys.version_info >= (3, 12) else nullcontext():
         together([lend, fork])
     assert is_idle(pool)
+
+
+def test_a_pool_that_outlives_its_module_goes_without_a_word(run_python: Any) -> None:
+    done = run_python(
+        """
+        import functools
+        from mempool.shared import SharedPool
+        functools.kept = SharedPool()  # modules are emptied in the order in which they came
+        functools.lent = functools.kept.acquire(100)
+        """
+    )
+    assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 import mempool
 from mempool import Account, Buffer, BufferPool
+from mempool.cache import Cache
 from mempool.shared import SharedBuffer, SharedPool
 
 
@@ -86,3 +87,15 @@ def usage() -> None:
     mempool.memory_usage().rss = 5  # type: ignore[misc]
     mempool.accounting.memory_limit(1.5)  # type: ignore[arg-type]
     mempool.accounting.memory_limit("1MiB", what="uss")  # type: ignore[arg-type]
+
+
+def caches(cache: Cache[str, int]) -> None:
+    Cache("10")  # type: ignore[arg-type]
+    Cache(10, 20)  # type: ignore[call-arg]
+    Cache(10, policy=5)  # type: ignore[arg-type]
+    cache["a"] = "text"  # type: ignore[assignment]
+    cache[5] = 5  # type: ignore[index]
+    cache.put("a", 5, tags=5)  # type: ignore[arg-type]
+    cache.put("a", 5, 10)  # type: ignore[call-arg]
+    cache.maxsize = 5  # type: ignore[misc]
+    cache.namespace(5)  # type: ignore[arg-type]

@@ -3,10 +3,11 @@
 #     bucket 0   [newest ...... oldest]      16 hashes of 32 bits: one cache line, first in first out; 0: nobody
 #     bucket 1   [newest ...... oldest]      a hash's low bits say which bucket
 #
-# So it is a queue cut into many short ones: the last `limit` hashes, give or take what chance puts into one bucket. 4 to 8 bytes for
-# each slot of the table, no pointers, and one line of memory to remember or to find.
+# So it is a queue cut into many short ones: the last `limit` hashes, give or take what chance puts into one bucket. 4 to 8 bytes
+# for each slot of the table, no pointers, and one line of memory to remember or to find.
 #
-# Rejected: a queue and an index of it: exact, at 12 bytes each and two lines; a Bloom filter for each generation: forgets all at once.
+# Rejected: a queue and an index of it: exact, at 12 bytes each and two lines; a Bloom filter for each generation: forgets all at
+# once.
 
 cdef enum:
     WAYS = 16

@@ -26,6 +26,16 @@ cdef extern from *:
 cdef object mark = "_is_coroutine_marker"  # inspect.markcoroutinefunction; asyncio's own before there was that
 cdef object old_mark = "_is_coroutine"
 
+cdef object partial
+from functools import partial
+
+
+cdef inline bint is_plain(loader):
+    """Whether a loader is surely no coroutine function; if not, Python must be asked."""
+    while type(loader) is partial:
+        loader = loader.func
+    return loader_is_plain(loader, mark, old_mark)
+
 
 @cython.final
 cdef class Claim:

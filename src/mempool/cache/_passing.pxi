@@ -8,10 +8,11 @@
 # memory of a pinned one that an entry keeps, too, then it counts twice, and the entry goes: so pieces of one block that are cached
 # one by one do not hold each other for ever.
 #
-# Who has many entries that are viewed would look at them all at each write. So each write pays for some looks, and what it does not
-# use is saved for when there is nobody among the first: over many writes a look at everybody costs no more than a few each.
+# Who has very many entries that are viewed would look at them all at each write. So each write pays for some looks, at the first in
+# order, and what it does not use is saved for a look at everybody from time to time: over many writes that is a few looks each.
 
 cdef enum:
+    SMALL = 256  # entries that are always looked at
     LOOKS = 64   # each write pays for
     HEAD = 32    # of them at the first in order, at least
 
@@ -54,10 +55,10 @@ cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
     cdef Order order = table.order
     cdef uint32_t slot
     cdef uint64_t looks = table.store.count
-    if looks > table.looks:
+    if looks > max(table.looks, <uint64_t>SMALL):
         looks = HEAD
     if table.soonest:
-        return soonest_unseen(table, keep)
+        return soonest_unseen(table, keep, looks)
     if order.others is None:
         return unseen_of(table, order.plain, keep, &looks)
     for policy in order.others:
@@ -71,38 +72,27 @@ cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
 cdef uint32_t unseen_of(Contents table, Policy policy, uint32_t keep, uint64_t *looks) noexcept:
     """The same among the entries of one policy."""
     cdef Store *store = &table.store
-    cdef uint32_t following, slot = policy.victim(keep)
+    cdef uint32_t first = policy.victim(keep), slot = first
     while slot != NIL and (slot == keep or is_passed(table, slot)):
         if looks[0] == 0:
             return NIL
         looks[0] -= 1
         table.looks -= table.looks > 0
-        following = policy.after(slot)
-        if following == slot:
-            return any_unseen_of(table, policy, keep)
-        slot = following
+        slot = policy.after(slot)
+        if slot == first:
+            return NIL
     return slot
 
 
-cdef uint32_t any_unseen_of(Contents table, Policy policy, uint32_t keep) noexcept:
-    """For a policy that knows the next one only."""
-    cdef Store *store = &table.store
-    cdef uint32_t slot
-    for slot in range(1, store.fresh + 1):
-        if slot == keep or not is_entry(store, slot) or table.order.of(slot) is not policy:
-            continue
-        if store.extras is not NULL and store.extras[slot].untracked:
-            continue
-        if not is_passed(table, slot):
-            return slot
-    return NIL
-
-
-cdef uint32_t soonest_unseen(Contents table, uint32_t keep) noexcept:
+cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noexcept:
     """Of those with a deadline the one whose time is over first."""
     cdef Store *store = &table.store
     cdef uint32_t place, slot, found = NIL
     for place in range(1, store.timed + 1):
+        if looks == 0:
+            break
+        looks -= 1
+        table.looks -= table.looks > 0
         slot = store.heap[place]
         if slot == keep or is_passed(table, slot):
             continue

@@ -3,7 +3,7 @@
 #     value --> ... --> anchor <~~ weak reference ~~ Pin <-- Pins[address of the anchor]
 #
 # What is evicted is counted before the cache's own reference is dropped, and the weak reference's callback takes it out again: at
-# once, in the drop, if nobody else has it. So the count is right whenever anybody looks, and who lets go last need not tell anybody.
+# once, in the drop, if nobody else has it. So the count is right whenever anybody looks, and who lets go last need tell nobody.
 #
 # A callback runs wherever an object dies: within a collection, between two steps of this code. So between reading and writing the
 # books no Python runs and no object that the collector knows is made: with a GIL that is all the lock they need. In a build without
@@ -12,8 +12,8 @@
 # As garbage, too, they stay whole until they die: what they watch may die in the same collection, after they would be cleared. The
 # dict and the weak references can be cleared, which is enough.
 #
-# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as consumers that keep
-# a view without one are many.
+# Rejected: a queue of dead references that is worked off at the next look, as it needs one; counting exports, as many consumers
+# keep a view without one.
 
 cdef extern from "Python.h":
     object new_reference "PyWeakref_NewRef"(object, object)
@@ -29,6 +29,7 @@ cdef extern from *:
     #endif
     """
     bint MP_COUNTS_ARE_EXACT
+
 
 @cython.final
 @cython.no_gc_clear

@@ -128,8 +128,8 @@ cdef class Policy:
         return NIL
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:
-        """Who would go if that one, who would, did not: a look that changes nothing. NIL: nobody; itself: there is no telling."""
-        return slot
+        """Who might go if that one did not: a look that changes nothing. From the victim on it leads to all others, and may go on."""
+        return NIL
 
     cdef void clear(self) noexcept nogil:
         """All are gone: forget them, and who was here before."""

@@ -165,3 +165,17 @@ cdef bint segments_admits(Segments *segments, uint32_t candidate, uint32_t weake
 
 cdef inline void segments_removed(Segments *segments, uint32_t slot) noexcept nogil:
     chain_unlink(segments.store, segment_of(segments, slot), slot)
+
+
+cdef uint32_t segments_after(Segments *segments, uint32_t slot) noexcept nogil:
+    """Who is next to go: through probation, the protected and the window, and round again."""
+    cdef uint32_t prev = segments.store.entries[slot].prev
+    cdef uint32_t mark = segments.store.entries[slot].mark
+    if prev != NIL:
+        return prev
+    cdef uint32_t probation = segments.probation.tail, protected = segments.protected.tail, window = segments.window.tail
+    if mark == PROBATION:
+        return protected if protected != NIL else window if window != NIL else probation
+    if mark == PROTECTED:
+        return window if window != NIL else probation if probation != NIL else protected
+    return probation if probation != NIL else protected if protected != NIL else window

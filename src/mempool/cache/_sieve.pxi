@@ -4,9 +4,10 @@
 #                           ^ next    ^ hand: this one goes
 #
 # A hit sets a bit and moves nothing. The hand goes from the tail to the head, clears bits, takes the first without one, and stays
-# there, so that newcomers are judged early and old ones that are used stay: what a CLOCK, which puts survivors among the newest, loses.
+# there: newcomers are judged early, and old ones that are used stay.
 #
 # Invariant: the hand stands on an entry of the chain or nowhere (then it begins at the tail); who leaves under it moves it on.
+# Rejected: CLOCK, which puts those it spares among the newest, where one-time visitors stay as long as they.
 
 cdef enum:
     VISITED = 1

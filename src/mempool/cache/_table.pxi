@@ -95,7 +95,7 @@ cdef class Table(Lookup):
         (9, 9)
         """
         cdef PyObject *found
-        if version is None and refresh_ahead is None and loader_is_plain(loader, mark, old_mark):
+        if version is None and refresh_ahead is None and is_plain(loader):
             found = self.find(<PyObject *>key, hash_of(key))
             if found is not NULL:
                 return taken(found)

@@ -169,6 +169,9 @@ cdef class TinyLfu(Policy):
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
         return segments_victim(&self.segments, keep)
 
+    cdef uint32_t after(self, uint32_t slot) noexcept nogil:
+        return segments_after(&self.segments, slot)
+
     cdef void clear(self) noexcept nogil:
         cdef int at
         memset(&self.segments.window, 0, sizeof(Chain))

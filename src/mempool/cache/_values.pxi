@@ -32,9 +32,9 @@ def real_bytes(value, /):
     Parameters
     ----------
     value : object
-        For a `mempool.Buffer` or `mempool.shared.SharedBuffer` the block that it has; for a view (a memoryview, a NumPy array without
-        data of its own) all of what it keeps, be it one byte of a large block; for what exports a buffer at least that; for all else
-        what `sys.getsizeof` says, so for a container not what is in it. NumPy is not imported.
+        For a `mempool.Buffer` or `mempool.shared.SharedBuffer` the block that it has; for a view (a memoryview, a NumPy array
+        without data of its own) all of what it keeps, be it one byte of a large block; for what exports a buffer at least that; for
+        all else what `sys.getsizeof` says, so for a container not what is in it. NumPy is not imported.
 
     Returns
     -------

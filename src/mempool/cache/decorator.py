@@ -169,10 +169,7 @@ class _OfMapping:
         self.load_async = partial(loads.load_async, self)
 
     def find(self, key: Any) -> Any:
-        try:
-            return self._mapping[key]
-        except KeyError:
-            return MISSING
+        return self._mapping.get(key, MISSING)
 
     def _look(self, key: Any, version: Any) -> Any:
         return self.find(key)

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from mempool.cache._policies import MISSING, Claim
+from mempool.cache.arguments import as_lifetime, as_priority
+from mempool.cache.tags import as_tags
 from mempool.cache.waiting import (
     RETRY,
     Outcome,
@@ -39,7 +41,7 @@ Maker = Callable[[], Any]
 
 
 class Options:
-    """How what is loaded will be kept, and what makes a load another one than that of somebody else."""
+    """How what is loaded will be kept. What makes no sense is refused here, before anything is loaded."""
 
     __slots__ = ("priority", "tags", "ttl", "version")
 
@@ -50,8 +52,10 @@ class Options:
         tags: Iterable[Hashable] = (),
         version: Any = None,
     ) -> None:
-        self.ttl, self.priority, self.version = ttl, priority, version
-        self.tags = (tags,) if isinstance(tags, str) else tuple(tags)
+        self.ttl = None if ttl is None else as_lifetime(ttl)
+        self.priority = as_priority(priority)
+        self.tags = as_tags(tags)
+        self.version = version
 
 
 class Keeper(Protocol):
@@ -319,6 +323,8 @@ def is_async(loader: Loader) -> bool:
 
 def _is_async_object(loader: Loader) -> bool:
     """Ask once for each type of objects that can be called."""
+    if not callable(loader):
+        raise TypeError(f"a loader must be callable, not {loader!r}")
     kind = type(loader)
     known = _of_type.get(kind)
     if known is None:

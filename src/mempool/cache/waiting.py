@@ -88,11 +88,8 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wake(self) -> None:
-        """End its sleep; more than once does nothing."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            return
+        """End its sleep."""
+        self._lock.release()
 
     def sleep(self) -> None:
         """Sleep until woken; Ctrl-C interrupts."""

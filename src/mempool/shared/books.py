@@ -10,6 +10,7 @@ Invariant: a block is in `idle`, in `waiting`, or has holds; `reserved` is the b
 
 import functools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -346,9 +347,10 @@ class Books:
 
     # ---- the end
 
-    def abandon(self, pool: object) -> None:
-        """Close, as the pool is gone."""
-        self.close()
+    def abandon(self, pool: object, is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Close, as the pool is gone. At the end of the process, when modules are empty already, the OS does it."""
+        if not is_over():
+            self.close()
 
     @_alone
     def close(self) -> None:
