@@ -16,9 +16,9 @@
 # always just before the victim: if a lead of one sufficed they would swap for ever. One in 128 frequent losers gets in
 # nevertheless, or who knows the hash could pin entries for good.
 #
-# Rejected, simulated, in points of the mean hit ratio over traces named in `_tinylfu.pxi`: a lead of one suffices -0.8 (of a loop over
-# 1011 keys in a cache of 101: 3 % are hits rather than 10 %); a tie is won by the candidate -1.3; a lead of one in a draw -0.3;
-# a protected part of three fifths -0.1.
+# Rejected, simulated, in points of the mean hit ratio over traces named in `_tinylfu.pxi`: a lead of one suffices -0.8 (of a loop
+# over 1011 keys in a cache of 101: 3 % are hits rather than 10 %); a tie is won by the candidate -1.3; a lead of one in a draw
+# -0.3; a protected part of three fifths -0.1.
 
 cdef enum:  # marks
     WINDOW = 1, PROBATION = 2, PROTECTED = 3

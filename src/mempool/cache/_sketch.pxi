@@ -12,8 +12,8 @@
 #
 # Growing copies each block to those that take over its hashes: no estimate falls.
 #
-# Rejected, simulated, in points of the mean hit ratio over traces named in `_tinylfu.pxi`: a power of two of words, so 4 to 8 bytes a
-# slot, -0.3; 16 bytes a slot +0.1; no least size for small caches -0.1; ageing by all hits, full counters or not, -0.1; a sample
+# Rejected, simulated, in points of the mean hit ratio over traces named in `_tinylfu.pxi`: a power of two of words, so 4 to 8 bytes
+# a slot, -0.3; 16 bytes a slot +0.1; no least size for small caches -0.1; ageing by all hits, full counters or not, -0.1; a sample
 # of twice the length, no worse in the mean, but then up to 1.6 points below exact LRU.
 
 

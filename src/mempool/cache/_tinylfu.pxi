@@ -21,9 +21,10 @@
 #     the best fixed window of each single one, known beforehand    .491
 #
 # Rejected, simulated over most or all of these, in points of the mean, and the most below exact LRU: a fixed window of 1 % -2.5,
-# 27; of 20 % -1.4, 8.7; of half -2.6, 4.5 | the smallest window wins ties +0.0, 0.9 | three shadows -0.0, 0.8 | five -0.0, 1.1 | shadows of 512 entries +0.0, 0.5, at
-# a third more time | hits remembered for half as long -0.1, 1.3 | hits added up from change to change and compared with a bar
-# (CUSUM) -0.2, 0.5 | climbing by the hit ratio itself, as theine does, takes changes of the load for its own doing.
+# 27; of 20 % -1.4, 8.7; of half -2.6, 4.5 | the smallest window wins ties +0.0, 0.9 | three shadows -0.0, 0.8 | five -0.0, 1.1 |
+# shadows of 512 entries +0.0, 0.5, at a third more time | hits remembered for half as long -0.1, 1.3 | hits added up from change to
+# change and compared with a bar (CUSUM) -0.2, 0.5 | climbing by the hit ratio itself, as theine does, takes changes of the load for
+# its own doing.
 #
 # Memory: for each slot 8 bytes of the sketch, 1 KiB for it at least, and 40 to 56 for each entry of a shadow: 8.3 bytes a slot
 # for a million, 12 for ten thousand, 2.3 KiB for a cache of one.
