@@ -171,6 +171,7 @@ class Sieve(Fifo):
         super().__init__()
         self.visited: set[Any] = set()
         self.hand: Any = None
+        self.spared: Any = None
 
     def use(self, key: Hashable) -> None:
         self.visited.add(key)
@@ -181,6 +182,8 @@ class Sieve(Fifo):
     def leave(self, key: Hashable, evicted: bool) -> None:
         if self.hand == key:
             self.hand = self.following(key)
+            if evicted and self.hand is not None and self.hand == self.spared:
+                self.hand = self.following(self.hand)
         self.visited.discard(key)
         super().leave(key, evicted)
 
@@ -192,6 +195,7 @@ class Sieve(Fifo):
                 self.hand = self.queue[0]
             if self.hand != keep:
                 if self.hand not in self.visited:
+                    self.spared = keep
                     return self.hand
                 self.visited.remove(self.hand)
             self.hand = self.following(self.hand)

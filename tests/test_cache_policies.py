@@ -305,3 +305,37 @@ def test_a_loop_longer_than_the_cache_starves_lru_alone() -> None:
     keys = [number % 120 for number in range(12_000)]
     assert hit_ratio("lru", keys, 100) == 0
     assert hit_ratio("random", keys, 100) > 0.4
+
+
+def sieve_hits(trace: list[int], size: int) -> int:
+    """As its paper has it: somebody goes first, then the new one comes."""
+    queue: list[int] = []
+    used: set[int] = set()
+    hand = hits = 0
+    for key in trace:
+        if key in queue:
+            hits += 1
+            used.add(key)
+            continue
+        if len(queue) == size:
+            while queue[hand] in used:
+                used.remove(queue[hand])
+                hand = (hand + 1) % size
+            del queue[hand]
+            hand %= size - 1 or 1
+        queue.append(key)
+    return hits
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 50])
+def test_sieve_has_the_hits_of_its_paper(size: int) -> None:
+    rng = random.Random(5)
+    trace = [min(int(rng.paretovariate(0.7)), 2000) + number // 500 for number in range(20_000)]
+    cache: Cache[int, int] = Cache(size, policy="sieve")
+    hits = 0
+    for key in trace:
+        if cache.get(key) is None:
+            cache[key] = key
+        else:
+            hits += 1
+    assert hits == sieve_hits(trace, size)

@@ -6,7 +6,8 @@
 # A hit sets a bit and moves nothing. The hand goes from the tail to the head, clears bits, takes the first without one, and stays
 # there: newcomers are judged early, and old ones that are used stay.
 #
-# Invariant: the hand stands on an entry of the chain or nowhere (then it begins at the tail); who leaves under it moves it on.
+# Invariant: the hand stands on an entry of the chain or nowhere (then it begins at the tail); who leaves under it moves it on. What
+# was just written was not there when the hand chose, so the hand does not stop at it: it would be the next to go, unused so far.
 # Rejected: CLOCK, which puts those it spares among the newest, where one-time visitors stay as long as they.
 
 cdef enum:
@@ -19,6 +20,7 @@ cdef class Sieve(Policy):
 
     cdef Chain chain
     cdef uint32_t hand
+    cdef uint32_t spared  # what was to be kept when it last chose
 
     cdef void added(self, uint32_t slot) noexcept nogil:
         chain_push(self.store, &self.chain, slot)
@@ -31,8 +33,11 @@ cdef class Sieve(Policy):
         self.store.entries[slot].mark = VISITED
 
     cdef void removed(self, uint32_t slot, bint evicted) noexcept nogil:
+        cdef Entry *entries = self.store.entries
         if self.hand == slot:
-            self.hand = self.store.entries[slot].prev
+            self.hand = entries[slot].prev
+            if evicted and self.hand == self.spared and self.hand != NIL:
+                self.hand = entries[self.hand].prev
         chain_unlink(self.store, &self.chain, slot)
 
     cdef uint32_t victim(self, uint32_t keep) noexcept nogil:
@@ -48,7 +53,7 @@ cdef class Sieve(Policy):
                     break
                 entries[slot].mark = 0
             slot = entries[slot].prev
-        self.hand = slot
+        self.hand, self.spared = slot, keep
         return slot
 
     cdef uint32_t after(self, uint32_t slot) noexcept nogil:
