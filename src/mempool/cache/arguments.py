@@ -2,16 +2,41 @@
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypedDict
 
 from mempool.cache.policies import DEFAULT, POLICIES, Policy
 from mempool.units import parse_duration, shown
 
-__all__ = ["UNBOUNDED", "as_callable", "as_count", "as_lifetime", "as_name", "as_policy", "as_priority"]
+__all__ = [
+    "UNBOUNDED",
+    "LoadOptions",
+    "PutOptions",
+    "as_callable",
+    "as_count",
+    "as_lifetime",
+    "as_name",
+    "as_policy",
+    "as_priority",
+]
 
 UNBOUNDED = (1 << 63) - 1
 HIGHEST = 100
+
+
+class PutOptions(TypedDict, total=False):
+    """What `Cache.put` accepts by name, for who passes it on."""
+
+    ttl: float | str | None
+    priority: int
+    tags: Iterable[Hashable]
+    version: Any
+
+
+class LoadOptions(PutOptions, total=False):
+    """What `Cache.get_or_load` accepts by name."""
+
+    refresh_ahead: float | None
 
 
 def as_count(value: object, name: str) -> int:

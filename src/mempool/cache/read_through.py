@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from mempool.cache._policies import MISSING, Table
+from mempool.cache.arguments import LoadOptions
 from mempool.cache.loading import Load, Loader, Loads, Options, is_async
 from mempool.cache.namespaces import plain
 from mempool.cache.refreshing import Refresher, check_fraction
@@ -25,29 +26,11 @@ class ReadThrough(Table[K, V], Generic[K, V]):
 
         @overload
         def get_or_load(
-            self,
-            key: K,
-            loader: Callable[[K], Coroutine[Any, Any, V]],
-            *,
-            ttl: float | str | None = None,
-            priority: int = 0,
-            tags: Iterable[Hashable] = (),
-            version: Any = None,
-            refresh_ahead: float | None = None,
+            self, key: K, loader: Callable[[K], Coroutine[Any, Any, V]], **options: Unpack[LoadOptions]
         ) -> Coroutine[Any, Any, V]: ...
         @overload
-        def get_or_load(
-            self,
-            key: K,
-            loader: Callable[[K], V],
-            *,
-            ttl: float | str | None = None,
-            priority: int = 0,
-            tags: Iterable[Hashable] = (),
-            version: Any = None,
-            refresh_ahead: float | None = None,
-        ) -> V: ...
-        def get_or_load(self, key: K, loader: Loader, **options: Any) -> Any:
+        def get_or_load(self, key: K, loader: Callable[[K], V], **options: Unpack[LoadOptions]) -> V: ...
+        def get_or_load(self, key: K, loader: Loader, **options: Unpack[LoadOptions]) -> Any:
             """Return the value of a key, loaded if need be."""
 
     def _begin_loads(self) -> None:
