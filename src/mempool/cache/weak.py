@@ -28,7 +28,7 @@ from mempool.cache._policies import MISSING, Table, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
-from mempool.cache.weak_mapping import WeakMapping
+from mempool.cache.weak_mapping import Listener, WeakMapping
 from mempool.cache.weighing import real_bytes
 from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
@@ -41,8 +41,6 @@ V = TypeVar("V")
 
 _UNIT, _REAL = 0, 1  # what an entry counts in the band
 _VALUES, _ITEMS = 1, 2  # of a walk
-
-Listener = Callable[[Any, Any, Cause], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +212,7 @@ class WeakCache(WeakMapping[K, V]):
         self._collect = _collecting(references)
         self._popping = walk(
             references, _ITEMS
-        )  # where `popitem` goes on, or each would begin with slots that are free by now
+        )  # goes on, or each `popitem` would begin with slots that are free by now
         self._found_dead = 0
         register(self)
         self.update(other)
@@ -337,9 +335,6 @@ class WeakCache(WeakMapping[K, V]):
         """Return a list of the weak references to the values."""
         return list(self.itervaluerefs())
 
-    def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
-        return type(self)(other, **self._options)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return another one with copies of the keys: the values are the same, a copy would have nobody who holds it."""
         return self._like((deepcopy(key, memo), value) for key, value in self._alive())
@@ -359,15 +354,10 @@ class WeakCache(WeakMapping[K, V]):
         int
             Their bytes. Those that nobody else holds are gone.
 
-        Raises
-        ------
-        TypeError, ValueError
-            For what is no number of bytes.
-
         Notes
         -----
         A value that is used becomes a strong one again, in the place of others. While a monitor asks, the band stays as small as
-        it is then, and grows back as a `Cache` does.
+        it is then, and grows back as a `Cache` does. It raises what `Cache.shrink` does.
         """
         return 0 if self._band is None else self._band.shrink(nbytes)
 

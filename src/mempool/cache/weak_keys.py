@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from mempool.cache._policies import MISSING, walk
 from mempool.cache.cache import Cache
 from mempool.cache.records import CacheStats, Cause
-from mempool.cache.weak_mapping import WeakMapping
+from mempool.cache.weak_mapping import Listener, WeakMapping
 
 __all__ = ["WeakKeyCache"]
 
@@ -24,8 +24,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _KEYS, _ITEMS = 0, 2  # of a walk
-
-Listener = Callable[[Any, Any, Cause], object]
 
 
 def _collecting(entries: "Cache[weakref.ref[Any], Any]") -> Callable[[weakref.ref[Any]], None]:
@@ -190,9 +188,6 @@ class WeakKeyCache(WeakMapping[K, V]):
     def keyrefs(self) -> list[weakref.ref[K]]:
         """Return a list of the weak references to the keys; what they refer to may have died when it is asked for."""
         return list(walk(self._entries, _KEYS))
-
-    def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
-        return type(self)(other, **self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return another one with copies of the values, for the same keys."""
