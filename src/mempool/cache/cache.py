@@ -22,7 +22,8 @@ from mempool.cache.records import CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
 from mempool.cache.weighing import real_bytes
-from mempool.cache.yielding import Yielding
+from mempool.cache.yielding import Estimate, Yielding
+from mempool.pressure.reclaim import register
 from mempool.units import parse_size
 
 __all__ = ["Cache", "caches_account"]
@@ -106,7 +107,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._policy, chosen = as_policy(policy)
         self._ttl = math.inf if ttl is None else as_lifetime(ttl)
-        self._name = f"cache-{next(_numbers)}" if name is None else as_name(name, "name")
+        self._name = f"cache-{next(_numbers)}" if name is None else as_name(name)
         if as_callable(getsizeof, "getsizeof") is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
@@ -126,7 +127,8 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             chosen.soonest,
         )
         self._begin_loads()
-        self._begin_yielding(exact=self._max_bytes is not None)
+        self._estimate = None if self._max_bytes is not None else Estimate()
+        register(self)
 
     def _bounds_wanted(self) -> tuple[int, int]:
         """Return what bounds sizes, and what the number of entries."""
@@ -246,7 +248,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
 
     def namespace(self, name: str) -> Namespace[Any, V]:
         """Return the mapping of the entries that are of one name, with keys of its own."""
-        return Namespace(self, as_name(name, "name"))
+        return Namespace(self, as_name(name))
 
     def resize(self, maxsize: float | None = None, *, max_bytes: int | str | None = None) -> None:
         """Change the bounds; None: as it is. What is beyond them is evicted.
