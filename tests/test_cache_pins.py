@@ -11,7 +11,7 @@ import pytest
 import mempool
 from lease_views import View, each_view
 from mempool.cache import Cache, Cause
-from mempool.cache.pins import Pins
+from mempool.cache._policies import Pins
 from mempool.cache.policies import POLICIES
 from mempool.cache.records import log
 from mempool.io import BytesStream

@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Pins, walk
+from mempool.cache._policies import MISSING, Pins, real_bytes, walk
 from mempool.cache.arguments import (
     UNBOUNDED,
     as_callable,
@@ -21,7 +21,6 @@ from mempool.cache.read_through import ReadThrough
 from mempool.cache.records import CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
-from mempool.cache.weighing import real_bytes
 from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size
@@ -297,8 +296,8 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             maxsize=self.maxsize,
             max_bytes=self._max_bytes,
             allowance=_shown(allowed),
-            pinned_bytes=0 if self._pins is None else self._pins.nbytes,
-            pinned=0 if self._pins is None else self._pins.count,
+            pinned=self.pinned,
+            pinned_values=0 if self._pins is None else self._pins.count,
             own_bytes=own,
         )
 

@@ -24,12 +24,11 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Table, walk
+from mempool.cache._policies import MISSING, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
 from mempool.cache.weak_mapping import Listener, WeakMapping
-from mempool.cache.weighing import real_bytes
 from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size

@@ -14,10 +14,9 @@ content and no more.
 import time
 from typing import Any, Generic, TypeVar
 
-from mempool.cache._policies import Table
+from mempool.cache._policies import Table, real_bytes
 from mempool.cache.arguments import UNBOUNDED, as_int
 from mempool.cache.records import Cause
-from mempool.cache.weighing import real_bytes
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
