@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Pins, real_bytes, walk
+from mempool.cache._policies import KEYS, MISSING, NOTES, OWN, REAL, UNIT, Pins, real_bytes, walk
 from mempool.cache.arguments import (
     UNBOUNDED,
     as_callable,
@@ -30,7 +30,6 @@ __all__ = ["Cache", "caches_account"]
 K = TypeVar("K")
 V = TypeVar("V")
 
-_UNIT, _REAL, _OWN = 0, 1, 2
 _NO_TAGS: tuple[Hashable, ...] = ()
 
 caches_account = Account("caches")
@@ -116,7 +115,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._begin(
             chosen.order,
             *self._bounds_wanted(),
-            _OWN if self._weighed else _UNIT if max_bytes is None else _REAL,
+            OWN if self._weighed else UNIT if max_bytes is None else REAL,
             self._ttl,
             as_callable(clock, "clock"),
             as_callable(on_evict, "on_evict"),
@@ -143,7 +142,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         raise KeyError(key)
 
     def __iter__(self) -> Iterator[K]:
-        return walk(self, 0)
+        return walk(self, KEYS)
 
     def keys(self) -> Keys[K]:
         """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""
@@ -240,7 +239,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         if below is None:
             raise TypeError("below must be a version, not None")
         self._loads.forget_version(below)
-        notes = [note for note in walk(self, 3) if note.version is not None and note.version < below]
+        notes = [note for note in walk(self, NOTES) if note.version is not None and note.version < below]
         return sum(self._revoke(note, Cause.INVALIDATED) for note in notes)
 
     # ---- parts, bounds, figures ----

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
-from mempool.cache._policies import MISSING, Name, walk
+from mempool.cache._policies import KEYS, MISSING, Name, walk
 from mempool.cache.arguments import LoadOptions, PutOptions
 from mempool.cache.records import Cause
 
@@ -121,7 +121,7 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
         return sum(1 for _ in self._keys())
 
     def _keys(self) -> Iterator[NamespaceKey]:
-        return filter(self._has, walk(self._cache, 0))
+        return filter(self._has, walk(self._cache, KEYS))
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove a key and return its value, or the default; `KeyError` without one."""

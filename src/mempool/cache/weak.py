@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Table, real_bytes, walk
+from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
@@ -37,9 +37,6 @@ __all__ = ["WeakCache", "WeakCacheStats"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-_UNIT, _REAL = 0, 1  # what an entry counts in the band
-_VALUES, _ITEMS = 1, 2  # of a walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +82,10 @@ class _Band(Yielding[Any, Any]):
 
     def __init__(self, nbytes: int | None, items: int | None, account: Account) -> None:
         if nbytes is None:
-            bound, most, weighing = cast(int, items), UNBOUNDED, _UNIT
+            bound, most, weighing = cast(int, items), UNBOUNDED, UNIT
             self._estimate = Estimate()
         else:
-            bound, most, weighing = nbytes, UNBOUNDED if items is None else items, _REAL
+            bound, most, weighing = nbytes, UNBOUNDED if items is None else items, REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
     def hold(self, reference: _Reference, value: object) -> None:
@@ -207,10 +204,10 @@ class WeakCache(WeakMapping[K, V]):
         references: Table[Any, Any] = Table()
         self._references = references
         leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
-        references._begin("none", UNBOUNDED, UNBOUNDED, _UNIT, seconds, clock, leaving, account, None)
+        references._begin("none", UNBOUNDED, UNBOUNDED, UNIT, seconds, clock, leaving, account, None)
         self._collect = _collecting(references)
         self._popping = walk(
-            references, _ITEMS
+            references, ITEMS
         )  # goes on, or each `popitem` would begin with slots that are free by now
         self._found_dead = 0
         register(self)
@@ -304,7 +301,7 @@ class WeakCache(WeakMapping[K, V]):
                 value = reference()
                 if value is not None and self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                     return key, value
-            self._popping = walk(self._references, _ITEMS)
+            self._popping = walk(self._references, ITEMS)
         raise KeyError(f"{type(self).__name__} is empty")
 
     def clear(self) -> None:
@@ -321,14 +318,14 @@ class WeakCache(WeakMapping[K, V]):
     # ---- all of it ----
 
     def _alive(self) -> Iterator[tuple[K, V]]:
-        for key, reference in walk(self._references, _ITEMS):
+        for key, reference in walk(self._references, ITEMS):
             value = reference()
             if value is not None:
                 yield key, value
 
     def itervaluerefs(self) -> Iterator[weakref.ref[Any]]:
         """Return an iterator over the weak references to the values; what they refer to may have died when it is asked for."""
-        return walk(self._references, _VALUES)
+        return walk(self._references, VALUES)
 
     def valuerefs(self) -> list[weakref.ref[Any]]:
         """Return a list of the weak references to the values."""

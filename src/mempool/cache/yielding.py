@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 
 from mempool.cache._policies import Table, real_bytes
 from mempool.cache.arguments import UNBOUNDED, as_int
-from mempool.cache.records import Cause
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
@@ -91,7 +90,7 @@ class Yielding(Table[K, V], Generic[K, V]):
         goal = _share(nbytes, total, held)
         if not goal:
             return 0
-        _, gone = self._shrink(goal, Cause.PRESSURE)
+        gone = self._shrink(goal)
         if grow_later(self):
             if allowed == bound:
                 self._whole = bound if bound < UNBOUNDED else total
