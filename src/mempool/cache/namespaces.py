@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mempool.cache.cache import Cache
 
-__all__ = ["Namespace", "NamespaceKey", "plain"]
+__all__ = ["Namespace", "NamespaceKey", "loader_key"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,7 +41,7 @@ class NamespaceKey(tuple[Any, Any]):
         return _key_of, (self.namespace, self.key)
 
 
-def plain(key: Any) -> Any:
+def loader_key(key: Any) -> Any:
     """Return the key that a loader is given."""
     return key[1] if type(key) is NamespaceKey else key
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 from mempool.cache._policies import MISSING, Table
 from mempool.cache.arguments import LoadOptions
 from mempool.cache.loading import Load, Loader, Loads, Options, is_async
-from mempool.cache.namespaces import plain
+from mempool.cache.namespaces import loader_key
 from mempool.cache.refreshing import Refresher, check_fraction
 
 __all__ = ["ReadThrough"]
@@ -41,7 +41,7 @@ class ReadThrough(Table[K, V], Generic[K, V]):
 
     def _load(self, key: Any, loader: Loader, ttl: Any, priority: int, tags: Iterable[Hashable]) -> Any:
         """Have a plain loader load what was not found."""
-        return self._loads.load(self, key, partial(loader, plain(key)), Options(ttl, priority, tags))
+        return self._loads.load(self, key, partial(loader, loader_key(key)), Options(ttl, priority, tags))
 
     def _load_through(
         self,
@@ -60,10 +60,10 @@ class ReadThrough(Table[K, V], Generic[K, V]):
         found = self._find(key, version)
         if found is MISSING:
             begin = self._loads.load_async if awaited else self._loads.load
-            return begin(self, key, partial(loader, plain(key)), Options(ttl, priority, tags, version))
+            return begin(self, key, partial(loader, loader_key(key)), Options(ttl, priority, tags, version))
         if refresh_ahead is None:
             return _ready(found) if awaited else found
-        make, options = partial(loader, plain(key)), Options(ttl, priority, tags, version)
+        make, options = partial(loader, loader_key(key)), Options(ttl, priority, tags, version)
         look = partial(self._refresher.look, self, key, make, options, refresh_ahead, awaited)
         if awaited:
             return _ready(found, look)
