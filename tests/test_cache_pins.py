@@ -41,6 +41,17 @@ def blocks(cache: Cache[Any, Any]) -> tuple[int, int]:
     return cache.currsize // BLOCK, cache.pinned // BLOCK
 
 
+def pinned_first(pool: mempool.BufferPool) -> tuple[Cache[Any, Any], mempool.Buffer]:
+    """A cache whose first value has left, and is pinned as somebody has it."""
+    cache = filled(pool)
+    held = cache[0]
+    for key in (1, 2, 3):
+        cache[key]
+    cache["new"] = pool.acquire(BLOCK)
+    assert blocks(cache) == (3, 1)
+    return cache, held
+
+
 def lent(pool: mempool.BufferPool) -> int:
     stats = pool.stats()
     return (stats.in_use + stats.retired) // BLOCK
@@ -87,12 +98,7 @@ def test_each_kind_of_view_of_a_cached_value_is_passed_over(pool: mempool.Buffer
 
 
 def test_the_buffer_itself_pins(pool: mempool.BufferPool) -> None:
-    cache = filled(pool)
-    held = cache[0]
-    for key in (1, 2, 3):
-        cache[key]
-    cache["new"] = pool.acquire(BLOCK)
-    assert blocks(cache) == (3, 1)
+    cache, held = pinned_first(pool)
     view = held[5:]
     held.release()
     assert blocks(cache) == (3, 1)
@@ -146,12 +152,7 @@ def test_a_value_under_two_keys_is_pinned_only_once_it_has_left(pool: mempool.Bu
 
 
 def test_what_comes_back_is_not_pinned_any_more(pool: mempool.BufferPool) -> None:
-    cache = filled(pool)
-    held = cache[0]
-    for key in (1, 2, 3):
-        cache[key]
-    cache["new"] = pool.acquire(BLOCK)
-    assert blocks(cache) == (3, 1)
+    cache, held = pinned_first(pool)
     cache["back"] = held
     assert blocks(cache) == (4, 0)
     del held
