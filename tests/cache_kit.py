@@ -1,8 +1,20 @@
 """What the tests of caches share."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from mempool.cache import Cause
+from mempool.cache import Cache, Cause
+
+
+def hits(cache: Cache[int, int], trace: Iterable[int]) -> int:
+    """Hits of a get-or-put loop."""
+    found = 0
+    for key in trace:
+        if cache.get(key) is None:
+            cache[key] = 1
+        else:
+            found += 1
+    return found
 
 
 class Clock:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ from loading_kit import (
     AsyncGate,
     Named,
     Oops,
-    check_idle,
     doubled,
     doubled_at_once,
+    left_idle,
     until_waiting,
     wait_for_waiters,
     without_collector,
@@ -23,12 +23,7 @@ from loading_kit import (
 from mempool.cache import Cache, waiting
 from support import DEADLINE, start, until
 
-
-@pytest.fixture
-def cache() -> Iterator[Cache[Any, Any]]:
-    cache: Cache[Any, Any] = Cache(100)
-    yield cache
-    check_idle(cache)
+cache = pytest.fixture(left_idle)
 
 
 # ---- one loop ----

@@ -5,7 +5,7 @@ import gc
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,9 +16,9 @@ from loading_kit import (
     AsyncGate,
     Gate,
     Oops,
-    check_idle,
     doubled,
     doubled_at_once,
+    left_idle,
     until_waiting,
     wait_for_waiters,
 )
@@ -26,12 +26,7 @@ from mempool.cache import Cache
 from mempool.cache.loading import is_async
 from support import DEADLINE, start, together
 
-
-@pytest.fixture
-def cache() -> Iterator[Cache[Any, Any]]:
-    cache: Cache[Any, Any] = Cache(100)
-    yield cache
-    check_idle(cache)
+cache = pytest.fixture(left_idle)
 
 
 # ---- several loops, and threads ----

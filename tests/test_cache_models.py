@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from cache_kit import hits
 from cache_models import EXACT, Levels, Soonest
 from mempool.cache import Cache, CacheFull, Cause
 from mempool.cache.policies import POLICIES
@@ -207,13 +208,7 @@ def test_hits_are_those_of_the_model(policy: str, kind: str, size: int) -> None:
     keys = trace(kind)
     cache: Cache[int, int] = Cache(size, policy=policy)
     model = Levels(EXACT[policy], size)
-    hits = 0
-    for key in keys:
-        if cache.get(key) is None:
-            cache[key] = key
-        else:
-            hits += 1
-    assert hits == model.run(keys)
+    assert hits(cache, keys) == model.run(keys)
     assert set(cache) == model.places.keys()
 
 

@@ -11,7 +11,7 @@ import pytest
 import mempool
 from lease_views import View, each_view
 from mempool.cache import Cache, Cause
-from mempool.cache.pins import Pins
+from mempool.cache._policies import Pins
 from mempool.cache.policies import POLICIES
 from mempool.cache.records import log
 from mempool.io import BytesStream
@@ -39,6 +39,17 @@ def filled(pool: mempool.BufferPool, blocks: int = 4, count: int | None = None, 
 def blocks(cache: Cache[Any, Any]) -> tuple[int, int]:
     """What is in the cache and what is pinned."""
     return cache.currsize // BLOCK, cache.pinned // BLOCK
+
+
+def pinned_first(pool: mempool.BufferPool) -> tuple[Cache[Any, Any], mempool.Buffer]:
+    """A cache whose first value has left, and is pinned as somebody has it."""
+    cache = filled(pool)
+    held = cache[0]
+    for key in (1, 2, 3):
+        cache[key]
+    cache["new"] = pool.acquire(BLOCK)
+    assert blocks(cache) == (3, 1)
+    return cache, held
 
 
 def lent(pool: mempool.BufferPool) -> int:
@@ -87,12 +98,7 @@ def test_each_kind_of_view_of_a_cached_value_is_passed_over(pool: mempool.Buffer
 
 
 def test_the_buffer_itself_pins(pool: mempool.BufferPool) -> None:
-    cache = filled(pool)
-    held = cache[0]
-    for key in (1, 2, 3):
-        cache[key]
-    cache["new"] = pool.acquire(BLOCK)
-    assert blocks(cache) == (3, 1)
+    cache, held = pinned_first(pool)
     view = held[5:]
     held.release()
     assert blocks(cache) == (3, 1)
@@ -146,12 +152,7 @@ def test_a_value_under_two_keys_is_pinned_only_once_it_has_left(pool: mempool.Bu
 
 
 def test_what_comes_back_is_not_pinned_any_more(pool: mempool.BufferPool) -> None:
-    cache = filled(pool)
-    held = cache[0]
-    for key in (1, 2, 3):
-        cache[key]
-    cache["new"] = pool.acquire(BLOCK)
-    assert blocks(cache) == (3, 1)
+    cache, held = pinned_first(pool)
     cache["back"] = held
     assert blocks(cache) == (4, 0)
     del held
@@ -293,7 +294,8 @@ def leave_by_replacement(cache: Cache[Any, Any], clock: list[float], pool: mempo
 
 
 def leave_by_invalidation(cache: Cache[Any, Any], clock: list[float], pool: mempool.BufferPool) -> None:
-    cache._clear(Cause.INVALIDATED)
+    for key in range(4):
+        cache.invalidate(key)
 
 
 @pytest.mark.parametrize("listening", [False, True])

@@ -18,9 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import mempool
 from mempool.cache import Cache, CacheFull
-from mempool.cache.pins import Pins
+from mempool.cache._policies import Pins, anchor
 from mempool.cache.policies import POLICIES
-from mempool.cache.weighing import anchor
 from support import together
 
 BLOCK = 4096

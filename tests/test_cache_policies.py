@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cache_attackers import check
-from cache_kit import Clock, Told
+from cache_kit import Clock, Told, hits
 from mempool.cache import Cache, CacheFull, Cause
 from mempool.cache.policies import POLICIES
 
@@ -283,14 +283,7 @@ def test_an_entry_may_begin_and_cease_to_last(name: str) -> None:
 
 
 def hit_ratio(name: str, keys: list[int], size: int) -> float:
-    cache: Cache[int, int] = Cache(size, policy=name)
-    hits = 0
-    for key in keys:
-        if cache.get(key) is None:
-            cache[key] = key
-        else:
-            hits += 1
-    return hits / len(keys)
+    return hits(Cache(size, policy=name), keys) / len(keys)
 
 
 def test_where_frequency_counts_others_beat_lru() -> None:
@@ -331,11 +324,4 @@ def sieve_hits(trace: list[int], size: int) -> int:
 def test_sieve_has_the_hits_of_its_paper(size: int) -> None:
     rng = random.Random(5)
     trace = [min(int(rng.paretovariate(0.7)), 2000) + number // 500 for number in range(20_000)]
-    cache: Cache[int, int] = Cache(size, policy="sieve")
-    hits = 0
-    for key in trace:
-        if cache.get(key) is None:
-            cache[key] = key
-        else:
-            hits += 1
-    assert hits == sieve_hits(trace, size)
+    assert hits(Cache(size, policy="sieve"), trace) == sieve_hits(trace, size)

@@ -15,8 +15,7 @@ import pytest
 
 import mempool
 from lease_views import View, each_view
-from mempool.cache._policies import seen
-from mempool.cache.weighing import anchor, real_bytes
+from mempool.cache._policies import anchor, real_bytes, seen
 from mempool.io import BytesStream
 from mempool.shared import SharedPool
 
@@ -434,7 +433,7 @@ def test_an_impostor_is_not_taken_for_an_array(run_python: Callable[..., Any]) -
         fake = types.ModuleType("numpy")
         fake.ndarray = type("ndarray", (bytearray,), {"base": 7})
         sys.modules["numpy"] = fake
-        from mempool.cache.weighing import anchor, real_bytes
+        from mempool.cache._policies import anchor, real_bytes
         assert real_bytes(fake.ndarray(1000)) >= 1000
         assert real_bytes(memoryview(bytearray(1000))) >= 1000
         fake.ndarray = 7
@@ -446,7 +445,7 @@ def test_weighing_imports_no_numpy(run_python: Callable[..., Any]) -> None:
     run_python("""
         import sys, array, mmap
         import mempool
-        from mempool.cache.weighing import anchor, real_bytes
+        from mempool.cache._policies import anchor, real_bytes
         for value in (b"x", bytearray(5), "x", 1, None, memoryview(b"x"), mempool.acquire(5), mempool.acquire(5)[:],
                       array.array("i"), mmap.mmap(-1, 5), mempool.SlabAllocator(8), mempool.io.BytesStream(b"x")):
             assert real_bytes(value) > 0

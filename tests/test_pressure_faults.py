@@ -173,7 +173,9 @@ def test_an_interrupt_at_any_moment_mutes_nobody() -> None:
 
     for step in interrupts(1500):
         try:
-            signal.setitimer(signal.ITIMER_REAL, step, 1.0)  # again, should the first be swallowed where Python can raise nothing
+            signal.setitimer(
+                signal.ITIMER_REAL, step, 1.0
+            )  # again, should the first be swallowed where Python can raise nothing
             work()
         except KeyboardInterrupt:
             assert not monitor._inside

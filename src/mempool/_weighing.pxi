@@ -171,7 +171,7 @@ cdef object held_by(Buffer buffer):
 
 
 cdef Py_ssize_t weigh(PyObject *value) except -1:
-    """See `mempool.cache.weighing.real_bytes`."""
+    """See `mempool.cache._policies.real_bytes`."""
     cdef mp_block *block
     if is_bytes(value):
         return BYTES_HEAD + bytes_length(value)
@@ -279,7 +279,7 @@ cdef Py_ssize_t size_of(object value) except -1:
 
 
 cdef PyObject *anchor(PyObject *value) except? NULL:
-    """See `mempool.cache.weighing.anchor`. A new reference; NULL without an error: none."""
+    """See `mempool.cache._policies.anchor`. A new reference; NULL without an error: none."""
     cdef Py_ssize_t steps
     cdef object at = <object>value, found = None, following
     if not exports(value) and not is_kind(value, <PyTypeObject *>_Chain):

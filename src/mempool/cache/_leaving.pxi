@@ -8,7 +8,7 @@
 # Rejected: to drop values as they leave, as cachetools does. A `__del__` or a listener that writes to the cache meets it half
 # changed.
 
-cdef enum:  # what an entry counts: 1, its real bytes, what `getsizeof` says
+cpdef enum:  # what an entry counts: 1, its real bytes, what `getsizeof` says
     UNIT, REAL, OWN
 
 cdef enum:  # who may not be evicted: nobody, those without a deadline, all

@@ -103,20 +103,20 @@ cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noex
 
 # ---- under pressure ----
 
-cdef void shrink_unseen(Contents table, uint64_t goal, int cause, uint32_t *grave) noexcept:
+cdef void shrink_unseen(Contents table, uint64_t goal, uint32_t *grave) noexcept:
     """Under the lock: down to this sum of sizes, in the policy's order, but for those whose memory somebody else keeps."""
     cdef Order order = table.order
     if table.soonest:
-        shrink_slots(table, None, goal, cause, grave)
+        shrink_slots(table, None, goal, grave)
     elif order.others is None:
-        shrink_policy(table, order.plain, goal, cause, grave)
+        shrink_policy(table, order.plain, goal, grave)
     else:
         for policy in order.others:
             if policy is not None:
-                shrink_policy(table, <Policy>policy, goal, cause, grave)
+                shrink_policy(table, <Policy>policy, goal, grave)
 
 
-cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
+cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, uint32_t *grave) noexcept:
     cdef Store *store = &table.store
     cdef uint32_t following, slot = policy.victim(NIL)
     # an order may be a circle, and have the last one take the place of one that goes
@@ -125,14 +125,14 @@ cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, int cause,
         looks -= 1
         following = policy.after(slot)
         if following == slot:
-            shrink_slots(table, policy, goal, cause, grave)
+            shrink_slots(table, policy, goal, grave)
             return
         if not is_passed(table, slot):
-            table.unlink(slot, cause, grave)
+            table.unlink(slot, PRESSURE, grave)
         slot = following
 
 
-cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, int cause, uint32_t *grave) noexcept:
+cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, uint32_t *grave) noexcept:
     """The same for a policy that knows the next one only, or for all that have a deadline."""
     cdef Store *store = &table.store
     cdef uint32_t slot
@@ -146,4 +146,4 @@ cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, int cause, 
                 continue
         elif store.extras is not NULL and store.extras[slot].untracked or table.order.of(slot) is not policy:
             continue
-        table.unlink(slot, cause, grave)
+        table.unlink(slot, PRESSURE, grave)

@@ -53,7 +53,6 @@ def probe_tinylfu(Table table):
         "order": probe_order(table, policy, segments.probation.tail or segments.protected.tail or segments.window.tail),
         "share": segments.share,
         "shadows": shadows,
-        "nbytes": policy.nbytes(table.store.capacity),
     }
 
 

@@ -400,25 +400,18 @@ cdef class Table(Lookup):
 
     def clear(self):
         """Remove all entries."""
-        self._clear(DELETED)
-
-    def _clear(self, cause):
-        """Remove all entries for this reason; how many."""
         cdef uint32_t slot, grave = NIL
-        cdef uint64_t count
         if self.loading is not None and len(self.loading):
             self.loads.forget_all()
         table_lock(&self.mutex)
-        count = self.store.count
         for slot in range(1, self.store.fresh + 1):
             if is_entry(&self.store, slot):
                 values.adopt(self.store.entries[slot].value)
-                self.unlink(slot, cause, &grave)
+                self.unlink(slot, DELETED, &grave)
         self.order.clear()
         table_unlock(&self.mutex)
         self.bury(grave)
         self.rest()
-        return count
 
     def expire(self):
         """Remove what is past its time; how many entries."""
@@ -499,32 +492,31 @@ cdef class Table(Lookup):
         table_unlock(&self.mutex)
         self.bury(grave)
 
-    def _shrink(self, size, cause):
-        """Have entries of this size leave, those first that can be spared most; how many, and their sizes.
+    def _shrink(self, size):
+        """Have entries of this size leave, those first that can be spared most; the sum of their sizes.
 
         Entries whose memory somebody else keeps stay: their going frees nothing.
         """
         cdef uint32_t slot, grave = NIL
-        cdef uint64_t total, count, wanted = min(max(size, 0), UNBOUNDED)
-        cdef int why = cause
+        cdef uint64_t gone, total, wanted = min(max(size, 0), UNBOUNDED)
         self.expire()
         table_lock(&self.mutex)
-        total, count = self.store.total, self.store.count
+        total = self.store.total
         cdef uint64_t goal = total - min(wanted, total)
         while self.store.total > goal:
             slot = self.victim(NIL)
             if slot == NIL:
                 break
             if is_passed(self, slot):
-                shrink_unseen(self, goal, why, &grave)
+                shrink_unseen(self, goal, &grave)
                 break
-            self.unlink(slot, why, &grave)
-        total, count = total - self.store.total, count - self.store.count
+            self.unlink(slot, PRESSURE, &grave)
+        gone = total - self.store.total
         table_unlock(&self.mutex)
-        self.bury(grave)
-        if count:
+        if grave != NIL:
+            self.bury(grave)
             self.rest()
-        return count, total
+        return gone
 
     def _sample(self, uint32_t most):
         """Return some of the values, at most so many, from all over the table."""

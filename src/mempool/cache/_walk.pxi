@@ -1,7 +1,7 @@
 # Iteration: by slot, so weakly consistent. Changes meanwhile raise nothing; an entry that stays is given once; one that comes or
 # goes meanwhile may be given or not. Nobody's recency changes.
 
-cdef enum:
+cpdef enum:
     KEYS, VALUES, ITEMS, NOTES
 
 
@@ -47,7 +47,7 @@ cdef class Walk:
 
 
 def walk(Table table not None, int what):
-    """Iterate over the keys (0), values (1), items (2) or notes (3) of a table."""
+    """Iterate over the KEYS, VALUES, ITEMS or NOTES of a table."""
     cdef Walk walk = Walk.__new__(Walk)
     walk.table, walk.what = table, what
     return walk

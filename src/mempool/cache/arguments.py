@@ -2,25 +2,56 @@
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypedDict
 
 from mempool.cache.policies import DEFAULT, POLICIES, Policy
 from mempool.units import parse_duration, shown
 
-__all__ = ["UNBOUNDED", "as_callable", "as_count", "as_lifetime", "as_name", "as_policy", "as_priority"]
+__all__ = [
+    "UNBOUNDED",
+    "LoadOptions",
+    "PutOptions",
+    "as_callable",
+    "as_count",
+    "as_int",
+    "as_lifetime",
+    "as_name",
+    "as_policy",
+    "as_priority",
+]
 
 UNBOUNDED = (1 << 63) - 1
 HIGHEST = 100
+
+
+class PutOptions(TypedDict, total=False):
+    """What `Cache.put` accepts by name, for who passes it on."""
+
+    ttl: float | str | None
+    priority: int
+    tags: Iterable[Hashable]
+    version: Any
+
+
+class LoadOptions(PutOptions, total=False):
+    """What `Cache.get_or_load` accepts by name."""
+
+    refresh_ahead: float | None
+
+
+def as_int(value: object, name: str, kind: str) -> int:
+    """Return an int; what it should be is for the message."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be {kind}, not {value!r}")
+    return operator.index(value)  # type: ignore[arg-type]
 
 
 def as_count(value: object, name: str) -> int:
     """Return a bound of a count; infinity is as good as none."""
     if isinstance(value, float) and value == math.inf:
         return UNBOUNDED
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an int or inf, not {value!r}")
-    count = operator.index(value)  # type: ignore[arg-type]
+    count = as_int(value, name, "an int or inf")
     if count < 0:
         raise ValueError(f"{name} must not be negative, got {shown(count)}")
     return count
@@ -40,9 +71,7 @@ def as_priority(value: object) -> int:
     """Return a priority, which is one of some hundred."""
     if type(value) is int and -HIGHEST <= value <= HIGHEST:
         return value
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"priority must be an int, not {value!r}")
-    level = operator.index(value)  # type: ignore[arg-type]
+    level = as_int(value, "priority", "an int")
     if not -HIGHEST <= level <= HIGHEST:
         raise ValueError(f"priority must be from {-HIGHEST} to {HIGHEST}, got {shown(level)}")
     return level
@@ -66,8 +95,8 @@ def as_callable(value: Any, name: str) -> Callable[..., Any] | None:
     return value  # type: ignore[no-any-return]
 
 
-def as_name(value: object, name: str) -> str:
+def as_name(value: object) -> str:
     """Return a text as it is."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {value!r}")
+        raise TypeError(f"name must be a str, not {value!r}")
     return value

@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Pins, walk
+from mempool.cache._policies import KEYS, MISSING, NOTES, OWN, REAL, UNIT, Pins, real_bytes, walk
 from mempool.cache.arguments import (
     UNBOUNDED,
     as_callable,
@@ -21,8 +21,8 @@ from mempool.cache.read_through import ReadThrough
 from mempool.cache.records import CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
-from mempool.cache.weighing import real_bytes
-from mempool.cache.yielding import Yielding
+from mempool.cache.yielding import Estimate, Yielding
+from mempool.pressure.reclaim import register
 from mempool.units import parse_size
 
 __all__ = ["Cache", "caches_account"]
@@ -30,7 +30,6 @@ __all__ = ["Cache", "caches_account"]
 K = TypeVar("K")
 V = TypeVar("V")
 
-_UNIT, _REAL, _OWN = 0, 1, 2
 _NO_TAGS: tuple[Hashable, ...] = ()
 
 caches_account = Account("caches")
@@ -106,7 +105,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._policy, chosen = as_policy(policy)
         self._ttl = math.inf if ttl is None else as_lifetime(ttl)
-        self._name = f"cache-{next(_numbers)}" if name is None else as_name(name, "name")
+        self._name = f"cache-{next(_numbers)}" if name is None else as_name(name)
         if as_callable(getsizeof, "getsizeof") is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
@@ -116,7 +115,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._begin(
             chosen.order,
             *self._bounds_wanted(),
-            _OWN if self._weighed else _UNIT if max_bytes is None else _REAL,
+            OWN if self._weighed else UNIT if max_bytes is None else REAL,
             self._ttl,
             as_callable(clock, "clock"),
             as_callable(on_evict, "on_evict"),
@@ -126,7 +125,8 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             chosen.soonest,
         )
         self._begin_loads()
-        self._begin_yielding(exact=self._max_bytes is not None)
+        self._estimate = None if self._max_bytes is not None else Estimate()
+        register(self)
 
     def _bounds_wanted(self) -> tuple[int, int]:
         """Return what bounds sizes, and what the number of entries."""
@@ -142,7 +142,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         raise KeyError(key)
 
     def __iter__(self) -> Iterator[K]:
-        return walk(self, 0)
+        return walk(self, KEYS)
 
     def keys(self) -> Keys[K]:
         """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""
@@ -239,14 +239,14 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         if below is None:
             raise TypeError("below must be a version, not None")
         self._loads.forget_version(below)
-        notes = [note for note in walk(self, 3) if note.version is not None and note.version < below]
+        notes = [note for note in walk(self, NOTES) if note.version is not None and note.version < below]
         return sum(self._revoke(note, Cause.INVALIDATED) for note in notes)
 
     # ---- parts, bounds, figures ----
 
     def namespace(self, name: str) -> Namespace[Any, V]:
         """Return the mapping of the entries that are of one name, with keys of its own."""
-        return Namespace(self, as_name(name, "name"))
+        return Namespace(self, as_name(name))
 
     def resize(self, maxsize: float | None = None, *, max_bytes: int | str | None = None) -> None:
         """Change the bounds; None: as it is. What is beyond them is evicted.
@@ -295,8 +295,8 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             maxsize=self.maxsize,
             max_bytes=self._max_bytes,
             allowance=_shown(allowed),
-            pinned_bytes=0 if self._pins is None else self._pins.nbytes,
-            pinned=0 if self._pins is None else self._pins.count,
+            pinned=self.pinned,
+            pinned_values=0 if self._pins is None else self._pins.count,
             own_bytes=own,
         )
 

@@ -121,8 +121,7 @@ def cached(
         raise TypeError(f"a ttl needs a Cache, not {type(cache).__name__}")
 
     def decorate(function: Callable[P, R]) -> Cached[P, R]:
-        wrap = _wrapped_async if is_async(function) else _wrapped
-        return cast("Cached[P, R]", wrap(function, cache, key or hashkey, table))
+        return cast("Cached[P, R]", _wrapped(function, cache, key or hashkey, table))
 
     return decorate
 
@@ -204,10 +203,9 @@ class _Counts:
 
 
 def _wrapped(function: Callable[..., Any], cache: Any, key: Callable[..., Hashable], table: _Table) -> Any:
-    find, load, counts = table.find, table.load, _Counts(cache)
+    counts, find, load, load_async = _Counts(cache), table.find, table.load, table.load_async
     by_equality = key is hashkey
 
-    @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         name = args if by_equality and not kwargs else key(*args, **kwargs)
         value = find(name)
@@ -217,27 +215,18 @@ def _wrapped(function: Callable[..., Any], cache: Any, key: Callable[..., Hashab
         counts.misses += 1
         return load(name, partial(function, *args, **kwargs))
 
-    return _described(wrapper, cache, key, counts)
-
-
-def _wrapped_async(function: Callable[..., Any], cache: Any, key: Callable[..., Hashable], table: _Table) -> Any:
-    find, load, counts = table.find, table.load_async, _Counts(cache)
-    by_equality = key is hashkey
-
-    @wraps(function)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+    async def wrapper_async(
+        *args: Any, **kwargs: Any
+    ) -> Any:  # the same lines: to share them is a call more at each hit
         name = args if by_equality and not kwargs else key(*args, **kwargs)
         value = find(name)
         if value is not MISSING:
             counts.hits += 1
             return value
         counts.misses += 1
-        return await load(name, partial(function, *args, **kwargs))
+        return await load_async(name, partial(function, *args, **kwargs))
 
-    return _described(wrapper, cache, key, counts)
-
-
-def _described(wrapper: Any, cache: Any, key: Callable[..., Hashable], counts: _Counts) -> Any:
-    wrapper.cache, wrapper.cache_key = cache, key
-    wrapper.cache_clear, wrapper.cache_info = counts.clear, counts.info
-    return wrapper
+    made: Any = wraps(function)(wrapper_async if is_async(function) else wrapper)
+    made.cache, made.cache_key = cache, key
+    made.cache_clear, made.cache_info = counts.clear, counts.info
+    return made

@@ -184,14 +184,11 @@ class Loads:
                 value = _seen(table, mine)
                 if value is MISSING:
                     mine.began = perf_counter()
-                    value = _plain(make())
-                    table._keep(mine, value)
-                    self._count(mine)
+                    value = self._made(table, mine, _plain(make()))
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self._count(mine, error)
-            mine.outcome = Outcome(None, error, error.__traceback__)
+            self._failed(mine, error)
             raise
         finally:
             del mine
@@ -203,27 +200,32 @@ class Loads:
                 value = _seen(table, mine)
                 if value is MISSING:
                     mine.began = perf_counter()
-                    value = await make()
-                    table._keep(mine, value)
-                    self._count(mine)
+                    value = self._made(table, mine, await make())
             mine.outcome = Outcome(value)
             return value
         except Exception as error:
-            self._count(mine, error)
-            mine.outcome = Outcome(None, error, error.__traceback__)
+            self._failed(mine, error)
             raise
         finally:
             del mine
 
-    def _count(self, mine: Load, error: Exception | None = None) -> None:
-        """Count a load that ended: what the loader raised, or the cache as it should have kept the value."""
+    def _made(self, table: Keeper, mine: Load, value: Any) -> Any:
+        """Keep and count what the loader made."""
+        table._keep(mine, value)
+        self._time(mine)
+        self.loaded += 1
+        return value
+
+    def _failed(self, mine: Load, error: Exception) -> None:
+        """Tell who waits, and count: the loader raised, or the cache as it should have kept the value."""
+        self._time(mine)
+        self.failed += 1
+        mine.outcome = Outcome(None, error, error.__traceback__)
+
+    def _time(self, mine: Load) -> None:
         if mine.began:
             self.seconds += perf_counter() - mine.began
             mine.began = 0.0
-        if error is None:
-            self.loaded += 1
-        else:
-            self.failed += 1
 
     def end(self, mine: Load) -> None:
         """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again.

@@ -1,9 +1,10 @@
 """Namespaces: keys of their own within one cache, its bounds and its policy."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
-from mempool.cache._policies import MISSING, Name, walk
+from mempool.cache._policies import KEYS, MISSING, Name, walk
+from mempool.cache.arguments import LoadOptions, PutOptions
 from mempool.cache.records import Cause
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from mempool.cache.cache import Cache
 
-__all__ = ["Namespace", "NamespaceKey", "plain"]
+__all__ = ["Namespace", "NamespaceKey", "loader_key"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -40,7 +41,7 @@ class NamespaceKey(tuple[Any, Any]):
         return _key_of, (self.namespace, self.key)
 
 
-def plain(key: Any) -> Any:
+def loader_key(key: Any) -> Any:
     """Return the key that a loader is given."""
     return key[1] if type(key) is NamespaceKey else key
 
@@ -120,8 +121,7 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
         return sum(1 for _ in self._keys())
 
     def _keys(self) -> Iterator[NamespaceKey]:
-        name = self._name
-        return (key for key in walk(self._cache, 0) if type(key) is NamespaceKey and key[0] == name)
+        return filter(self._has, walk(self._cache, KEYS))
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove a key and return its value, or the default; `KeyError` without one."""
@@ -147,29 +147,20 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
 
     # ---- a cache ----
 
-    def put(
-        self,
-        key: K,
-        value: V,
-        *,
-        ttl: float | str | None = None,
-        priority: int = 0,
-        tags: Iterable[Hashable] = (),
-        version: Any = None,
-    ) -> None:
-        """Put an entry, as `Cache.put`; tags are those of the cache."""
-        self._cache.put(self._full(key), value, ttl=ttl, priority=priority, tags=tags, version=version)
+    def put(self, key: K, value: V, **options: Unpack[PutOptions]) -> None:
+        """Put an entry, with the options of `Cache.put`; tags are those of the cache."""
+        self._cache.put(self._full(key), value, **options)
 
     if TYPE_CHECKING:
 
         @overload
         def get_or_load(
-            self, key: K, loader: Callable[[K], Coroutine[Any, Any, V]], **options: Any
+            self, key: K, loader: Callable[[K], Coroutine[Any, Any, V]], **options: Unpack[LoadOptions]
         ) -> Coroutine[Any, Any, V]: ...
         @overload
-        def get_or_load(self, key: K, loader: Callable[[K], V], **options: Any) -> V: ...
+        def get_or_load(self, key: K, loader: Callable[[K], V], **options: Unpack[LoadOptions]) -> V: ...
 
-    def get_or_load(self, key: K, loader: Callable[[K], Any], **options: Any) -> Any:
+    def get_or_load(self, key: K, loader: Callable[[K], Any], **options: Unpack[LoadOptions]) -> Any:
         """Return the value of a key, loaded if need be, as `Cache.get_or_load`; the loader is given the key as it is here."""
         return self._cache.get_or_load(self._full(key), loader, **options)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from mempool.cache._policies import MISSING, Table
+from mempool.cache.arguments import LoadOptions
 from mempool.cache.loading import Load, Loader, Loads, Options, is_async
-from mempool.cache.namespaces import plain
+from mempool.cache.namespaces import loader_key
 from mempool.cache.refreshing import Refresher, check_fraction
 
 __all__ = ["ReadThrough"]
@@ -25,29 +26,11 @@ class ReadThrough(Table[K, V], Generic[K, V]):
 
         @overload
         def get_or_load(
-            self,
-            key: K,
-            loader: Callable[[K], Coroutine[Any, Any, V]],
-            *,
-            ttl: float | str | None = None,
-            priority: int = 0,
-            tags: Iterable[Hashable] = (),
-            version: Any = None,
-            refresh_ahead: float | None = None,
+            self, key: K, loader: Callable[[K], Coroutine[Any, Any, V]], **options: Unpack[LoadOptions]
         ) -> Coroutine[Any, Any, V]: ...
         @overload
-        def get_or_load(
-            self,
-            key: K,
-            loader: Callable[[K], V],
-            *,
-            ttl: float | str | None = None,
-            priority: int = 0,
-            tags: Iterable[Hashable] = (),
-            version: Any = None,
-            refresh_ahead: float | None = None,
-        ) -> V: ...
-        def get_or_load(self, key: K, loader: Loader, **options: Any) -> Any:
+        def get_or_load(self, key: K, loader: Callable[[K], V], **options: Unpack[LoadOptions]) -> V: ...
+        def get_or_load(self, key: K, loader: Loader, **options: Unpack[LoadOptions]) -> Any:
             """Return the value of a key, loaded if need be."""
 
     def _begin_loads(self) -> None:
@@ -58,7 +41,7 @@ class ReadThrough(Table[K, V], Generic[K, V]):
 
     def _load(self, key: Any, loader: Loader, ttl: Any, priority: int, tags: Iterable[Hashable]) -> Any:
         """Have a plain loader load what was not found."""
-        return self._loads.load(self, key, partial(loader, plain(key)), Options(ttl, priority, tags))
+        return self._loads.load(self, key, partial(loader, loader_key(key)), Options(ttl, priority, tags))
 
     def _load_through(
         self,
@@ -77,10 +60,10 @@ class ReadThrough(Table[K, V], Generic[K, V]):
         found = self._find(key, version)
         if found is MISSING:
             begin = self._loads.load_async if awaited else self._loads.load
-            return begin(self, key, partial(loader, plain(key)), Options(ttl, priority, tags, version))
+            return begin(self, key, partial(loader, loader_key(key)), Options(ttl, priority, tags, version))
         if refresh_ahead is None:
             return _ready(found) if awaited else found
-        make, options = partial(loader, plain(key)), Options(ttl, priority, tags, version)
+        make, options = partial(loader, loader_key(key)), Options(ttl, priority, tags, version)
         look = partial(self._refresher.look, self, key, make, options, refresh_ahead, awaited)
         if awaited:
             return _ready(found, look)

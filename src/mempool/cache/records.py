@@ -80,8 +80,8 @@ class CacheStats:
         The bound in bytes.
     allowance : float
         What pressure leaves of the bound of `currsize` at the moment.
-    pinned_bytes, pinned : int
-        Bytes of values that left but are still viewed, and how many those are.
+    pinned, pinned_values : int
+        Bytes of values that left but are still viewed, as `Cache.pinned`, and how many those are.
     own_bytes : int
         Native memory of the table itself: slots, index, policy. Keys and values are not in it.
     """
@@ -106,8 +106,8 @@ class CacheStats:
     maxsize: float
     max_bytes: int | None
     allowance: float
-    pinned_bytes: int
     pinned: int
+    pinned_values: int
     own_bytes: int
 
     @property

@@ -166,9 +166,7 @@ class Refresher:
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True)
         try:
-            begins = self._loads.begin(mine) is mine
-            self._begun(wanted)
-            if begins and wanted.is_due(table):
+            if self._begins(mine, wanted, table):
                 self._loads.lead(table, mine, make)
         except Exception as error:
             self._failed(error)
@@ -180,14 +178,17 @@ class Refresher:
         step_out()
         mine = Load(wanted.key, wanted.options, refreshing=True, loop=running_loop())
         try:
-            begins = self._loads.begin(mine) is mine
-            self._begun(wanted)
-            if begins and wanted.is_due(table):
+            if self._begins(mine, wanted, table):
                 await self._loads.lead_async(table, mine, make)
         except Exception as error:
             self._failed(error)
         finally:
             self._loads.end(mine)
+
+    def _begins(self, mine: Load, wanted: _Wanted, table: Keeper) -> bool:
+        first = self._loads.begin(mine) is mine
+        self._begun(wanted)
+        return first and wanted.is_due(table)
 
     def _failed(self, error: Exception) -> None:
         """Tell of the first one; count all. The old value stays until its time is over."""

@@ -1,14 +1,15 @@
 """Tags: which entries have one, so that all of them can be taken back at once."""
 
+import math
 from collections.abc import Hashable, Iterable
 from typing import Any, cast
 from weakref import ref
 
-from mempool.cache._policies import MISSING, Note, Table, Tagged
+from mempool.cache._policies import MISSING, UNIT, Note, Table, Tagged
+from mempool.cache.arguments import UNBOUNDED
+from mempool.cache.records import Cause
 
 __all__ = ["Tags", "as_tags"]
-
-_UNBOUNDED = (1 << 63) - 1
 
 
 class Tags:
@@ -21,7 +22,7 @@ class Tags:
 
     def __init__(self) -> None:
         self._index: Table[Hashable, Tagged] = Table()
-        self._index._begin("none", _UNBOUNDED, _UNBOUNDED, 0, float("inf"), None, None, None, None)
+        self._index._begin("none", UNBOUNDED, UNBOUNDED, UNIT, math.inf, None, None, None, None)
         self._reference = ref(self._index)
 
     def note(self, key: Any, version: Any, tags: tuple[Hashable, ...]) -> Note:
@@ -55,7 +56,7 @@ class Tags:
             elif tagged.add(note):
                 return cast(Tagged, tagged)
             else:
-                self._index._remove(tag, tagged, 0)
+                self._index._remove(tag, tagged, Cause.DELETED)
 
 
 def as_tags(tags: Iterable[Hashable]) -> tuple[Hashable, ...]:

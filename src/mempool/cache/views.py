@@ -3,7 +3,7 @@
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any, TypeVar, cast
 
-from mempool.cache._policies import MISSING, Table, walk
+from mempool.cache._policies import ITEMS, KEYS, MISSING, VALUES, Table, walk
 
 __all__ = ["Items", "Keys", "Values"]
 
@@ -17,7 +17,7 @@ class Keys(KeysView[K]):
     _mapping: Table[Any, Any]
 
     def __iter__(self) -> Iterator[K]:
-        return walk(self._mapping, 0)
+        return walk(self._mapping, KEYS)
 
 
 class Values(ValuesView[V]):
@@ -26,7 +26,7 @@ class Values(ValuesView[V]):
     _mapping: Table[Any, Any]
 
     def __iter__(self) -> Iterator[V]:
-        return walk(self._mapping, 1)
+        return walk(self._mapping, VALUES)
 
     def __contains__(self, value: object) -> bool:
         return any(other is value or other == value for other in self)
@@ -38,7 +38,7 @@ class Items(ItemsView[K, V]):
     _mapping: Table[Any, Any]
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return walk(self._mapping, 2)
+        return walk(self._mapping, ITEMS)
 
     def __contains__(self, item: object) -> bool:
         key, value = cast(tuple[Any, Any], item)

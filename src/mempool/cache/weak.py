@@ -24,12 +24,11 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import MISSING, Table, walk
+from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
-from mempool.cache.weak_mapping import WeakMapping
-from mempool.cache.weighing import real_bytes
+from mempool.cache.weak_mapping import Listener, WeakMapping
 from mempool.cache.yielding import Estimate, Yielding
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size
@@ -38,11 +37,6 @@ __all__ = ["WeakCache", "WeakCacheStats"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-_UNIT, _REAL = 0, 1  # what an entry counts in the band
-_VALUES, _ITEMS = 1, 2  # of a walk
-
-Listener = Callable[[Any, Any, Cause], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +82,10 @@ class _Band(Yielding[Any, Any]):
 
     def __init__(self, nbytes: int | None, items: int | None, account: Account) -> None:
         if nbytes is None:
-            bound, most, weighing = cast(int, items), UNBOUNDED, _UNIT
+            bound, most, weighing = cast(int, items), UNBOUNDED, UNIT
             self._estimate = Estimate()
         else:
-            bound, most, weighing = nbytes, UNBOUNDED if items is None else items, _REAL
+            bound, most, weighing = nbytes, UNBOUNDED if items is None else items, REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
     def hold(self, reference: _Reference, value: object) -> None:
@@ -194,7 +188,7 @@ class WeakCache(WeakMapping[K, V]):
         nbytes = None if keep_bytes is None else parse_size(keep_bytes, "keep_bytes")
         items = None if keep_items is None else as_count(keep_items, "keep_items")
         seconds = math.inf if ttl is None else as_lifetime(ttl)
-        self.name = "weak cache" if name is None else as_name(name, "name")
+        self.name = "weak cache" if name is None else as_name(name)
         as_callable(on_evict, "on_evict"), as_callable(clock, "clock")
         self._options: dict[str, Any] = {
             "keep_bytes": nbytes,
@@ -210,11 +204,11 @@ class WeakCache(WeakMapping[K, V]):
         references: Table[Any, Any] = Table()
         self._references = references
         leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
-        references._begin("none", UNBOUNDED, UNBOUNDED, _UNIT, seconds, clock, leaving, account, None)
+        references._begin("none", UNBOUNDED, UNBOUNDED, UNIT, seconds, clock, leaving, account, None)
         self._collect = _collecting(references)
         self._popping = walk(
-            references, _ITEMS
-        )  # where `popitem` goes on, or each would begin with slots that are free by now
+            references, ITEMS
+        )  # goes on, or each `popitem` would begin with slots that are free by now
         self._found_dead = 0
         register(self)
         self.update(other)
@@ -307,7 +301,7 @@ class WeakCache(WeakMapping[K, V]):
                 value = reference()
                 if value is not None and self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                     return key, value
-            self._popping = walk(self._references, _ITEMS)
+            self._popping = walk(self._references, ITEMS)
         raise KeyError(f"{type(self).__name__} is empty")
 
     def clear(self) -> None:
@@ -324,21 +318,18 @@ class WeakCache(WeakMapping[K, V]):
     # ---- all of it ----
 
     def _alive(self) -> Iterator[tuple[K, V]]:
-        for key, reference in walk(self._references, _ITEMS):
+        for key, reference in walk(self._references, ITEMS):
             value = reference()
             if value is not None:
                 yield key, value
 
     def itervaluerefs(self) -> Iterator[weakref.ref[Any]]:
         """Return an iterator over the weak references to the values; what they refer to may have died when it is asked for."""
-        return walk(self._references, _VALUES)
+        return walk(self._references, VALUES)
 
     def valuerefs(self) -> list[weakref.ref[Any]]:
         """Return a list of the weak references to the values."""
         return list(self.itervaluerefs())
-
-    def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
-        return type(self)(other, **self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return another one with copies of the keys: the values are the same, a copy would have nobody who holds it."""
@@ -359,15 +350,10 @@ class WeakCache(WeakMapping[K, V]):
         int
             Their bytes. Those that nobody else holds are gone.
 
-        Raises
-        ------
-        TypeError, ValueError
-            For what is no number of bytes.
-
         Notes
         -----
         A value that is used becomes a strong one again, in the place of others. While a monitor asks, the band stays as small as
-        it is then, and grows back as a `Cache` does.
+        it is then, and grows back as a `Cache` does. It raises what `Cache.shrink` does.
         """
         return 0 if self._band is None else self._band.shrink(nbytes)
 

@@ -13,19 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Self, TypeVar
 
-from mempool.cache._policies import MISSING, walk
+from mempool.cache._policies import ITEMS, KEYS, MISSING, walk
 from mempool.cache.cache import Cache
 from mempool.cache.records import CacheStats, Cause
-from mempool.cache.weak_mapping import WeakMapping
+from mempool.cache.weak_mapping import Listener, WeakMapping
 
 __all__ = ["WeakKeyCache"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-_KEYS, _ITEMS = 0, 2  # of a walk
-
-Listener = Callable[[Any, Any, Cause], object]
 
 
 def _collecting(entries: "Cache[weakref.ref[Any], Any]") -> Callable[[weakref.ref[Any]], None]:
@@ -182,17 +178,14 @@ class WeakKeyCache(WeakMapping[K, V]):
     # ---- all of it ----
 
     def _alive(self) -> Iterator[tuple[K, V]]:
-        for reference, value in walk(self._entries, _ITEMS):
+        for reference, value in walk(self._entries, ITEMS):
             key = reference()
             if key is not None:
                 yield key, value
 
     def keyrefs(self) -> list[weakref.ref[K]]:
         """Return a list of the weak references to the keys; what they refer to may have died when it is asked for."""
-        return list(walk(self._entries, _KEYS))
-
-    def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
-        return type(self)(other, **self._options)
+        return list(walk(self._entries, KEYS))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return another one with copies of the values, for the same keys."""

@@ -1,19 +1,24 @@
 """What weak values and weak keys share: mappings whose entries may go at any moment, with the face of those of `weakref`."""
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import Any, Generic, Self, TypeVar, cast
 
 from mempool.cache._policies import MISSING
+from mempool.cache.records import Cause
 
-__all__ = ["WeakMapping"]
+__all__ = ["Listener", "WeakMapping"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
+Listener = Callable[[Any, Any, Cause], object]
+
 
 class WeakMapping(MutableMapping[K, V]):
     """A mapping that is iterated over without a lock: an entry that stays is given once, none is given that has gone."""
+
+    _options: dict[str, Any]  # what it was made with
 
     @abstractmethod
     def _alive(self) -> Iterator[tuple[K, V]]:
@@ -31,9 +36,9 @@ class WeakMapping(MutableMapping[K, V]):
     def _take(self, key: object) -> Any:
         """Remove a key and return its value, or MISSING."""
 
-    @abstractmethod
     def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
         """Return another one with the same bounds, and these entries."""
+        return type(self)(other, **self._options)  # type: ignore[call-arg]
 
     def __getitem__(self, key: K) -> V:
         value = self._find(key)

@@ -11,19 +11,15 @@ Only a monitor lowers what is allowed, as only a monitor gives it back: `shrink`
 content and no more.
 """
 
-import operator
 import time
 from typing import Any, Generic, TypeVar
 
-from mempool.cache._policies import Table
-from mempool.cache.arguments import UNBOUNDED
-from mempool.cache.records import Cause
-from mempool.cache.weighing import real_bytes
-from mempool.pressure.reclaim import register
+from mempool.cache._policies import Table, real_bytes
+from mempool.cache.arguments import UNBOUNDED, as_int
 from mempool.pressure.regrowth import grow_later
 from mempool.units import shown
 
-__all__ = ["Estimate", "Yielding", "share_of"]
+__all__ = ["Estimate", "Yielding"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,20 +49,9 @@ class Estimate:
         return round(count * self._each)
 
 
-def share_of(nbytes: int, total: int, held: int) -> int:
-    """Return how much of a total goes for so many bytes of those that it holds: a step at most.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For what is no number of bytes.
-    """
-    if isinstance(nbytes, bool):
-        raise TypeError(f"nbytes must be a number of bytes, not {nbytes!r}")
-    try:
-        wanted = operator.index(nbytes)
-    except TypeError:
-        raise TypeError(f"nbytes must be a number of bytes, not {nbytes!r}") from None
+def _share(nbytes: int, total: int, held: int) -> int:
+    """Return how much of a total goes for so many bytes of those that it holds: a step at most."""
+    wanted = as_int(nbytes, "nbytes", "a number of bytes")
     if wanted < 0:
         raise ValueError(f"nbytes must not be negative, got {shown(wanted)}")
     return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
@@ -77,16 +62,6 @@ class Yielding(Table[K, V], Generic[K, V]):
 
     _whole = UNBOUNDED  # what it grows back to; of one without a bound: what it held
     _estimate: Estimate | None = None  # None: sizes are bytes
-
-    def _begin_yielding(self, *, exact: bool) -> None:
-        """Register; whether sizes are bytes."""
-        self._estimate = None if exact else Estimate()
-        register(self)
-
-    @property
-    def name(self) -> str:
-        """What it is called in reports."""
-        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
@@ -112,10 +87,10 @@ class Yielding(Table[K, V], Generic[K, V]):
         of the monitor that finds the level NORMAL and memory not growing, all of it when the monitor is stopped.
         """
         held, (total, allowed, bound) = self.nbytes, self._limits()
-        goal = share_of(nbytes, total, held)
+        goal = _share(nbytes, total, held)
         if not goal:
             return 0
-        _, gone = self._shrink(goal, Cause.PRESSURE)
+        gone = self._shrink(goal)
         if grow_later(self):
             if allowed == bound:
                 self._whole = bound if bound < UNBOUNDED else total

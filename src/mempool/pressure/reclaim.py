@@ -45,9 +45,8 @@ _PARTS = 20  # a cache gives one of so many of what it has at a time
 _ROUNDS = 5  # at HIGH
 MOST_STEPS = 1000  # 2**60 bytes are gone after some 800
 _FRUITLESS = 8  # what brings less than an eighth of what was asked brought nothing
-_TOLD = (
-    1 << 20
-)  # the resident figure of a process is late by up to some hundred KiB: so much is to be asked before it is judged
+# The resident figure of a process is late by up to some hundred KiB: so much is to be asked before it is judged.
+_TOLD = 1 << 20
 _RELIEVED = 0.7  # of the limit: below where the first level begins, less its hysteresis
 
 
@@ -112,9 +111,7 @@ class Entry:
         self.item: Callable[[], Item | None] = lambda: item
         self.asks = self.errors = self.freed = 0
         self.excess = 0  # bytes that it last gave beyond what it was asked for: entries go whole
-        self._wanted = self._brought = (
-            0  # bytes asked for since it was last judged, and that the process has less for it
-        )
+        self._wanted = self._brought = 0  # bytes asked for since it was last judged, that the process has less for it
         self.seconds = 0.0
 
     def ask(self, nbytes: int) -> int:
@@ -399,7 +396,7 @@ class Shrinker:
 
 
 def _largest_first(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the caches among them that hold anything."""
+    """Return the caches among them that hold anything, in the order in which they are asked."""
     sizes = [(entry, entry.size()) for entry in entries if entry.kind == "cache"]
     return [entry for entry, size in sorted(sizes, key=lambda one: -one[1]) if size]
 
