@@ -325,8 +325,8 @@ def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
     tags = Tags()
     tags.note("a", None, ("t",)).gone()
     over = Tagged("t", tags._reference)
-    assert over.add(Note("b", None, ("t",)))
-    note = Note("c", None, ("t",))
+    assert over.add(Note("b", None))
+    note = Note("c", None)
     assert over.add(note)
     for gone in over.all():
         gone.tie([over.reference])
