@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -22,6 +23,12 @@ collect_ignore = [] if (Path(__file__).parent.parent / "benchmarks").is_dir() el
 # A shell lets what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Collections need not look at thousands of collected tests: many tests collect many times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
