@@ -331,7 +331,7 @@ def test_beyond_four_gib(path: Path, create: bool) -> None:
 
 
 def test_raw_far_away(path: Path) -> None:
-    offset = (6 << 30) + 5
+    offset = (4 << 30) + 5
     with mempool.open_array(path, "w+", dtype="<i4", shape=3, offset=offset) as array:
         array[:] = [1, 2, 3]
     assert path.stat().st_size == offset + 12
