@@ -47,7 +47,11 @@ cdef int clear_entries(PyObject *table) noexcept:
 
 
 cdef void dealloc_entries(PyObject *table) noexcept:
-    """Weak references end first: a value that dies with the table must not get hold of it."""
+    """Weak references end first: a value that dies with the table must not get hold of it.
+
+    Their callbacks may be Python, and a collection in it must not take what is dying already for garbage.
+    """
+    leave_collector(table)
     end_weak_references(table)
     cython_dealloc(table)
 
