@@ -485,3 +485,24 @@ def test_a_collection_while_a_cache_dies_leaves_it_alone(kind: str, run_python: 
     assert len(told) == 20 and not any(told), told
     """
     run_python(code)
+
+
+def test_no_memory_for_a_cache_is_a_memory_error(run_python: Callable[..., Any]) -> None:
+    pytest.importorskip("_testcapi")
+    code = """
+    import _testcapi
+    from mempool.cache import Cache
+
+    Cache(5)
+    failed = 0
+    for start in range(60):
+        _testcapi.set_nomemory(start, start + 1)
+        try:
+            Cache(5)
+        except MemoryError:
+            failed += 1
+        finally:
+            _testcapi.remove_mem_hooks()
+    assert failed > 5
+    """
+    run_python(code)

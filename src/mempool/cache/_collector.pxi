@@ -28,7 +28,8 @@ cdef void empty(Contents table) noexcept:
     cdef Store store = table.store
     cdef uint32_t slot
     memset(&table.store, 0, sizeof(Store))
-    table.order.clear()
+    if table.order is not None:  # there was no memory for it
+        table.order.clear()
     for slot in range(1, store.fresh + 1):
         if store.entries[slot].key is not NULL:
             drop(store.entries[slot].key)

@@ -15,8 +15,9 @@ cdef class Table(Lookup):
         return GenericAlias(cls, item)
 
     def __cinit__(self, *args, **kwargs):
-        self.order = Order()
-        self.order.begin(&self.store, "none")
+        order = Order()
+        (<Order>order).begin(&self.store, "none")
+        self.order = order
 
     def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0, soonest=False):
         """Set up, once: an empty table."""
