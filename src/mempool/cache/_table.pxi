@@ -470,8 +470,9 @@ cdef class Table(Lookup):
         table_lock(&self.mutex)
         cdef uint64_t fixed = self.fixed, fixed_count = self.fixed_count
         if fixed <= total and fixed_count <= count:
-            self.bound, self.allowed, self.most = total, total, count
-            self.order.limit(total)
+            self.allowed = total if self.allowed == self.bound else min(self.allowed, total)  # it is a monitor that gives it back
+            self.bound, self.most = total, count
+            self.order.limit(self.allowed)
             self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
         if fixed > total or fixed_count > count:

@@ -249,9 +249,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         return Namespace(self, as_name(name))
 
     def resize(self, maxsize: float | None = None, *, max_bytes: int | str | None = None) -> None:
-        """Change the bounds; None: as it is. What is beyond them is evicted.
-
-        What pressure took of the bound is not given back by it.
+        """Change the bounds; None: as it is. What is beyond them is evicted. What pressure took of them is not given back by it.
 
         Raises
         ------
