@@ -215,6 +215,8 @@ def test_clocks_below_nothing(start: float) -> None:
     ("said", "kind", "words"),
     [
         (math.nan, ValueError, "the clock of a cache said nan"),
+        (math.inf, ValueError, "the clock of a cache said inf"),
+        (-math.inf, ValueError, "the clock of a cache said -inf"),
         ("noon", TypeError, "the clock of a cache must return seconds, not 'noon'"),
         (None, TypeError, "the clock of a cache must return seconds, not None"),
         (1 << 2000, OverflowError, "too large"),

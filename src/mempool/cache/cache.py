@@ -18,7 +18,7 @@ from mempool.cache.arguments import (
 )
 from mempool.cache.namespaces import Namespace
 from mempool.cache.read_through import ReadThrough
-from mempool.cache.records import CacheStats, Cause
+from mempool.cache.records import CacheFull, CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
 from mempool.cache.yielding import Estimate, Yielding
@@ -249,21 +249,29 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         return Namespace(self, as_name(name))
 
     def resize(self, maxsize: float | None = None, *, max_bytes: int | str | None = None) -> None:
-        """Change the bounds; None: as it is. What is beyond them is evicted.
+        """Change the bounds; None: as it is. What is beyond them is evicted. What pressure took of them is not given back by it.
 
         Raises
         ------
         TypeError, ValueError
             For what is no bound, and for `max_bytes` where the cache has none: its entries were not weighed.
+        CacheFull
+            More than that may not be evicted; the cache is as it was.
         """
         if max_bytes is not None and self._max_bytes is None:
             raise ValueError(f"max_bytes of {max_bytes!r} cannot be given to a cache that was made without it")
         most = self._maxsize if maxsize is None else as_count(maxsize, "maxsize")
         bound = self._max_bytes if max_bytes is None else parse_size(max_bytes, "max_bytes")
+        self.expire()
+        former = self._maxsize, self._max_bytes
         self._maxsize, self._max_bytes = most, bound
         while True:  # another thread may resize it too: the last one counts
             limits = self._bounds_wanted()
-            self._bounds(*limits)
+            try:
+                self._bounds(*limits)
+            except CacheFull:
+                self._maxsize, self._max_bytes = former
+                raise
             if limits == self._bounds_wanted():
                 return
 
