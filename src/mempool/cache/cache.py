@@ -144,6 +144,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
     def __iter__(self) -> Iterator[K]:
         return walk(self, KEYS)
 
+    def _walk(self, what: int, /) -> Iterator[Any]:
+        return walk(self, what)
+
     def keys(self) -> Keys[K]:
         """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""
         return Keys(self)
