@@ -461,8 +461,12 @@ def test_resize_refuses_what_is_no_bound() -> None:
     ],
 )
 def test_arguments_that_make_no_sense_are_named(arguments: Any, kind: type[Exception], words: str) -> None:
+    cache: Cache[int, int] = Cache.__new__(Cache)
     with pytest.raises(kind, match=words):
-        Cache(**arguments)
+        Cache.__init__(cache, **arguments)
+    Cache.__init__(cache, 3)  # nothing was begun
+    cache[1] = 1
+    assert repr(cache).endswith(": 1 entries, size 1 of 3>")
 
 
 @pytest.mark.parametrize(

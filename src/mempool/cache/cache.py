@@ -105,8 +105,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._policy, chosen = as_policy(policy)
         self._ttl = math.inf if ttl is None else as_lifetime(ttl)
+        as_callable(getsizeof, "getsizeof"), as_callable(clock, "clock"), as_callable(on_evict, "on_evict")
         self._name = f"cache-{next(_numbers)}" if name is None else as_name(name)
-        if as_callable(getsizeof, "getsizeof") is not None:
+        if getsizeof is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
         self._account = Account(self._name, parent=caches_account)
@@ -117,8 +118,8 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             *self._bounds_wanted(),
             OWN if self._weighed else UNIT if max_bytes is None else REAL,
             self._ttl,
-            as_callable(clock, "clock"),
-            as_callable(on_evict, "on_evict"),
+            clock,
+            on_evict,
             self._account,
             self._pins,
             chosen.fixing,
