@@ -39,7 +39,8 @@ _numbers = count(1)
 class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare.
 
-    Conventions are those of cachetools. All calls are safe from any thread; each is atomic.
+    Conventions are those of cachetools. All calls are safe from any thread; each is atomic, or is
+    so for each entry: `update`, `invalidate_tag`, `invalidate_version`.
 
     Parameters
     ----------
