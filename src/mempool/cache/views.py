@@ -1,7 +1,7 @@
 """Views of a cache: live, weakly consistent, and nobody's recency or count changes by looking through them."""
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from mempool.cache._policies import ITEMS, KEYS, MISSING, VALUES
 
@@ -51,6 +51,8 @@ class Items(ItemsView[K, V]):
         return self._mapping._walk(ITEMS)
 
     def __contains__(self, item: object) -> bool:
-        key, value = cast(tuple[Any, Any], item)
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        key, value = item
         found = self._mapping._peek(key)
         return found is not MISSING and bool(found[0] is value or found[0] == value)
