@@ -255,10 +255,10 @@ cdef class Table(Lookup):
             table_unlock(&self.mutex)
             self.grow(extras)
         if self.ttls:
-            due = heap_due(&self.store, fresh.now)
-            while due != NIL and due != slot:
+            due = heap_soonest(&self.store, slot)
+            while due != NIL and self.is_over(due, fresh.now):
                 self.unlink(due, EXPIRED, grave)
-                due = heap_due(&self.store, fresh.now)
+                due = heap_soonest(&self.store, slot)
         return slot
 
     cdef bint fits(self, uint32_t slot, Fresh *fresh) noexcept:
