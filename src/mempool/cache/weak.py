@@ -67,10 +67,11 @@ class WeakCacheStats:
 class _Reference(weakref.ref[Any]):
     """To a value, by key. Itself the key of its value in the band, so equal to itself alone."""
 
-    __slots__ = ("key", "left")
+    __slots__ = ("key", "left", "popped")
 
     key: Any
     left: bool
+    popped: bool  # it leaves to somebody who takes the value
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -94,7 +95,11 @@ class _Band(Yielding[Any, Any]):
             return
         self._insert(reference, value, math.inf, 0, None, True)
         if reference.left:
-            self._remove(reference, MISSING, Cause.DELETED)
+            self.let_go(reference)
+
+    def let_go(self, reference: _Reference) -> None:
+        """Hold it no more. Buffers end with that, and are no leak, unless somebody takes them."""
+        self._remove(reference, MISSING, Cause.DELETED if reference.popped else Cause.INVALIDATED)
 
 
 def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
@@ -104,7 +109,7 @@ def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
         value = reference()
         reference.left = True
         if band is not None:
-            band._remove(reference, MISSING, Cause.DELETED)
+            band.let_go(reference)
         if on_evict is not None:
             on_evict(key, value, cause)
 
@@ -254,7 +259,7 @@ class WeakCache(WeakMapping[K, V]):
             raise TypeError(
                 f"a WeakCache holds what can be referred to weakly, not {type(value).__qualname__}"
             ) from None
-        made.key, made.left = key, False
+        made.key, made.left, made.popped = key, False, False
         return made
 
     def __setitem__(self, key: K, value: V) -> None:
@@ -283,7 +288,7 @@ class WeakCache(WeakMapping[K, V]):
         if found is not MISSING and found[0]() is None:
             self._references._remove(key, found[0], Cause.COLLECTED)
 
-    def _take(self, key: object) -> Any:
+    def _take(self, key: object, *, popped: bool = True) -> Any:
         """Remove a key and return its value, or MISSING. The value is held before the reference leaves, or it might die of that."""
         while True:
             known = self._known(key)
@@ -291,15 +296,22 @@ class WeakCache(WeakMapping[K, V]):
                 self._drop_dead(key)
                 return MISSING
             reference, value = known
+            reference.popped = popped
             if self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                 return value
+
+    def _discard(self, key: object) -> bool:
+        return self._take(key, popped=False) is not MISSING
 
     def popitem(self) -> tuple[K, V]:
         """Remove some entry and return its key and value; `KeyError` if there is none."""
         for _ in range(2):
             for key, reference in self._popping:
                 value = reference()
-                if value is not None and self._references._remove(key, reference, Cause.DELETED) is not MISSING:
+                if value is None:
+                    continue
+                reference.popped = True
+                if self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                     return key, value
             self._popping = walk(self._references, ITEMS)
         raise KeyError(f"{type(self).__name__} is empty")

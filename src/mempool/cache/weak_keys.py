@@ -159,6 +159,13 @@ class WeakKeyCache(WeakMapping[K, V]):
     def _take(self, key: object) -> Any:
         return self._entries._remove(weakref.ref(key), MISSING, Cause.DELETED)
 
+    def _discard(self, key: object) -> bool:
+        try:
+            del self._entries[weakref.ref(key)]  # type: ignore[arg-type]
+        except KeyError:
+            return False
+        return True
+
     def popitem(self) -> tuple[K, V]:
         """Remove the entry that would go next, and return its key and value; `KeyError` if there is none."""
         while True:
