@@ -454,3 +454,15 @@ def test_a_cache_all_of_which_is_viewed_is_not_emptied_for_nothing() -> None:
     assert cache.shrink(1 << 40) == 0
     Shrinker([cache], resident=lambda: 0)(event())
     assert len(cache) == len(views) == 40
+
+
+@pytest.mark.parametrize(("mode", "background"), [("aggressive", None), ("standard", False), ("standard", True)])
+def test_a_cleanup_in_a_callback_leaves_the_allowance(mode: Any, background: bool | None) -> None:
+    cache = filled(Cache(1000), 1000)
+    bench = Bench()
+    reports: list[mempool.pressure.CleanupReport] = []
+    bench.monitor.on(HIGH, lambda _: reports.append(mempool.cleanup(mode, background=background)))
+    bench.at(1010)
+    assert reports[0].wait(30)
+    assert len(cache) == (0 if mode == "aggressive" else 750)
+    assert cache.stats().allowance == 1000

@@ -1,5 +1,6 @@
 """Caches shrink in turn, step by step, and no further than the monitor that asks needs; then they grow back while nothing grows."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import Callable
@@ -295,3 +296,20 @@ def test_who_asks_is_known_to_its_thread_alone() -> None:
     bench.at(1300)
     assert seen == [False, True]
     assert grow_later(bench.caches[0]) is False
+
+
+def test_tasks_that_a_callback_creates_do_not_ask() -> None:
+    bench = Caches(500)
+    (cache,) = bench.caches
+    bench.shrinker.cancel()
+
+    async def later() -> bool:
+        return grow_later(cache)
+
+    async def run() -> bool:
+        tasks: list[asyncio.Task[bool]] = []
+        bench.monitor.on(HIGH, lambda _: tasks.append(asyncio.ensure_future(later())))
+        bench.at(1100)
+        return await tasks[0]
+
+    assert asyncio.run(run()) is False

@@ -5,16 +5,17 @@
     poll <-- Regrowth <--------------------+             it holds less from now on than it may
       level NORMAL and nothing grows: a step back
 
-Who shrinks is told who asks by a context variable: so a cache that is shrunk by hand, by a cleanup or by an account
-keeps its bound, as nobody would give it back. Rejected: a thread that lets caches grow. A monitor polls as often as its readings
-change, and what they say is what growing back depends on.
+Who shrinks is told who asks by a variable of the thread: so a cache that is shrunk by hand, by a cleanup or by an account
+keeps its bound, as nobody would give it back. Rejected: a context variable. Tasks that a callback creates copy it, and would ask
+for the monitor as long as they live. And a thread that lets caches grow: a monitor polls as often as its readings change, and
+what they say is what growing back depends on.
 """
 
 import logging
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 from mempool.pressure.levels import Level
@@ -31,7 +32,14 @@ _log = logging.getLogger("mempool.pressure")
 _SURE = 0.5  # of a trend's confidence: three readings in a row that rise
 _SHARE = 100  # growth by less than one of so many parts a minute is flat: all programs creep
 
-_monitor: "ContextVar[PressureMonitor | None]" = ContextVar("mempool.pressure.monitor", default=None)
+
+class _Here(threading.local):
+    """Who asks for room in this thread."""
+
+    monitor: "PressureMonitor | None" = None
+
+
+_here = _Here()
 
 
 class Growing(Protocol):
@@ -42,24 +50,24 @@ class Growing(Protocol):
 
 
 @contextmanager
-def asking(monitor: "PressureMonitor") -> Iterator[None]:
-    """Have those who shrink inside know who asks."""
-    token = _monitor.set(monitor)
+def asking(monitor: "PressureMonitor | None") -> Iterator[None]:
+    """Have those who shrink inside know who asks; None: it is no monitor, whoever called."""
+    before, _here.monitor = _here.monitor, monitor
     try:
         yield
     finally:
-        _monitor.reset(token)
+        _here.monitor = before
 
 
 def is_relieved() -> bool:
     """Whether a monitor asks for room, and by a fresh reading has enough: below where caches give anything."""
-    monitor = _monitor.get()
+    monitor = _here.monitor
     return monitor is not None and fresh_level(monitor) < Level.HIGH
 
 
 def grow_later(item: Growing) -> bool:
     """Have the monitor that asks for room let this grow back later; False if none asks, so that nobody would."""
-    monitor = _monitor.get()
+    monitor = _here.monitor
     if monitor is None:
         return False
     monitor._regrowth.add(item)
