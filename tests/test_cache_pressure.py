@@ -466,3 +466,32 @@ def test_a_cleanup_in_a_callback_leaves_the_allowance(mode: Any, background: boo
     assert reports[0].wait(30)
     assert len(cache) == (0 if mode == "aggressive" else 750)
     assert cache.stats().allowance == 1000
+
+
+def test_a_monitor_that_is_stopped_by_what_leaves_gives_all_back() -> None:
+    cache: Cache[int, Value] = Cache(1000, on_evict=lambda *_: bench.monitor.stop())
+    filled(cache, 1000)
+    bench = Bench()
+    bench.monitor.on(HIGH, lambda _: cache.shrink(1 << 40))
+    bench.at(1010)
+    assert (len(cache), cache.stats().allowance) == (950, 1000)
+
+
+def test_a_bound_that_is_raised_while_it_grows_back_holds() -> None:
+    class Raising(Cache[int, Value]):
+        def _limits(self) -> tuple[int, int, int]:
+            found = super()._limits()
+            if raising:
+                raising.clear()
+                self.resize(2000)  # as another thread could
+            return found
+
+    raising: list[int] = []
+    cache = Raising(1000)
+    filled(cache, 1000)
+    bench = Bench()
+    bench.monitor.on(HIGH, lambda _: cache.shrink(1 << 40))
+    bench.at(1010)
+    raising.append(1)
+    bench.monitor.stop()
+    assert cache.stats().allowance == 2000

@@ -161,7 +161,7 @@ class WeakKeyCache(WeakMapping[K, V]):
 
     def _discard(self, key: object) -> bool:
         try:
-            del self._entries[weakref.ref(key)]  # type: ignore[arg-type]
+            del self._entries[weakref.ref(key)]
         except KeyError:
             return False
         return True

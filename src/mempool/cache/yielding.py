@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from mempool.cache._policies import Table, real_bytes
 from mempool.cache.arguments import UNBOUNDED, as_int
-from mempool.pressure.regrowth import grow_later
+from mempool.pressure.regrowth import grow_later, is_asked
 from mempool.units import shown
 
 __all__ = ["Estimate", "Yielding"]
@@ -60,7 +60,7 @@ def _share(nbytes: int, total: int, held: int) -> int:
 class Yielding(Table[K, V], Generic[K, V]):
     """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
 
-    _whole = UNBOUNDED  # what it grows back to; of one without a bound: what it held
+    _whole = UNBOUNDED  # what one without a bound held, to grow back to
     _estimate: Estimate | None = None  # None: sizes are bytes
 
     @property
@@ -91,15 +91,17 @@ class Yielding(Table[K, V], Generic[K, V]):
         if not goal:
             return 0
         gone = self._shrink(goal)
-        if grow_later(self):
+        if is_asked():
             if allowed == bound:
-                self._whole = bound if bound < UNBOUNDED else total
+                self._whole = total
             self._allow(self._limits()[0])
+            grow_later(self)  # last, as it may be given back at once
         return gone * held // total
 
     def _grow(self, whole: bool = False, /) -> bool:
         _, allowed, bound = self._limits()
-        more = allowed + -(-self._whole // _PARTS)
-        done = whole or more >= min(self._whole, bound)
-        self._allow(bound if done else more)
+        goal = bound if bound < UNBOUNDED else self._whole
+        more = allowed + -(-goal // _PARTS)
+        done = whole or more >= goal
+        self._allow(UNBOUNDED if done else more)  # no more than its bound: another thread may raise that now
         return done
