@@ -5,6 +5,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
+from sys import getsizeof
 from typing import Any
 
 import numpy as np
@@ -533,3 +534,24 @@ def test_one_that_was_taken_out_can_leak(take: Callable[[Any], Any]) -> None:
     assert pool.stats().live == 1
     del taken
     assert pool.stats().dropped == 1
+
+
+def test_what_is_past_its_time_goes_first_under_pressure() -> None:
+    clock = Clock()
+    cache: WeakCache[int, Page] = WeakCache(keep_items=100, ttl=10, clock=clock)
+    cache.update((page.number, page) for page in pages(50, KIB))
+    clock.now += 9
+    cache.update((page.number, page) for page in pages(100, KIB)[50:])
+    assert cache[0]  # the most recent now
+    clock.now += 2
+    assert cache.nbytes == 50 * getsizeof(Page(0, KIB))
+    cache.update((page.number, page) for page in pages(10, KIB))
+    clock.now += 9
+    assert cache.shrink(1) == getsizeof(Page(0, KIB))
+    assert sorted(cache) == list(range(1, 10))
+
+
+@pytest.mark.parametrize(("nbytes", "kind"), [("1KiB", TypeError), (True, TypeError), (-1, ValueError)])
+def test_without_a_band_nonsense_is_refused_too(nbytes: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="nbytes must"):
+        WeakCache().shrink(nbytes)

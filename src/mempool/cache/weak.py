@@ -29,7 +29,7 @@ from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetim
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause
 from mempool.cache.weak_mapping import Listener, WeakMapping
-from mempool.cache.yielding import Estimate, Yielding
+from mempool.cache.yielding import Estimate, Yielding, as_bytes
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size
 
@@ -352,10 +352,13 @@ class WeakCache(WeakMapping[K, V]):
     @property
     def nbytes(self) -> int:
         """Bytes of the values that it holds strongly: real ones under `keep_bytes`, else estimated from a sample of them."""
+        self.expire()
         return 0 if self._band is None else self._band.nbytes
 
     def shrink(self, nbytes: int, /) -> int:
         """Hold values of so many bytes weakly from now on, the least recent first, but of 5 % of what is held strongly at most.
+
+        What is past its time goes before that, and does not count.
 
         Returns
         -------
@@ -367,7 +370,11 @@ class WeakCache(WeakMapping[K, V]):
         A value that is used becomes a strong one again, in the place of others. While a monitor asks, the band stays as small as
         it is then, and grows back as a `Cache` does. It raises what `Cache.shrink` does.
         """
-        return 0 if self._band is None else self._band.shrink(nbytes)
+        self.expire()
+        if self._band is None:
+            as_bytes(nbytes)
+            return 0
+        return self._band.shrink(nbytes)
 
     def stats(self) -> WeakCacheStats:
         """Return counts since it was made, and what it holds now."""

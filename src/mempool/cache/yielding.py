@@ -19,7 +19,7 @@ from mempool.cache.arguments import UNBOUNDED, as_int
 from mempool.pressure.regrowth import grow_later, is_asked
 from mempool.units import shown
 
-__all__ = ["Estimate", "Yielding"]
+__all__ = ["Estimate", "Yielding", "as_bytes"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -49,11 +49,16 @@ class Estimate:
         return round(count * self._each)
 
 
-def _share(nbytes: int, total: int, held: int) -> int:
-    """Return how much of a total goes for so many bytes of those that it holds: a step at most."""
+def as_bytes(nbytes: object) -> int:
+    """Return a number of bytes to let go of."""
     wanted = as_int(nbytes, "nbytes", "a number of bytes")
     if wanted < 0:
         raise ValueError(f"nbytes must not be negative, got {shown(wanted)}")
+    return wanted
+
+
+def _share(wanted: int, total: int, held: int) -> int:
+    """Return how much of a total goes for so many bytes of those that it holds: a step at most."""
     return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
 
 
@@ -86,8 +91,9 @@ class Yielding(Table[K, V], Generic[K, V]):
         While a monitor asks, what is left is all that is allowed from now on, until it grows back: 5 % of the bound at each poll
         of the monitor that finds the level NORMAL and memory not growing, all of it when the monitor is stopped.
         """
+        wanted = as_bytes(nbytes)
         held, (total, allowed, bound) = self.nbytes, self._limits()
-        goal = _share(nbytes, total, held)
+        goal = _share(wanted, total, held)
         if not goal:
             return 0
         gone = self._shrink(goal)
