@@ -5,7 +5,6 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
-from sys import getsizeof
 from typing import Any
 
 import numpy as np
@@ -480,78 +479,3 @@ def test_it_registers_itself() -> None:
 def test_what_it_says_of_itself() -> None:
     cache = filled(pages(3), keep_items=2, name="pages")
     assert repr(cache) == "<WeakCache 'pages' of 2 values, 2 of them held strongly>"
-
-
-# ---- buffers as values: an entry's end is no leak
-
-
-def _replace(cache: Any) -> None:
-    cache[0] = Page()
-
-
-def _expire(cache: Any) -> None:
-    cache.clock.now += 9
-    cache.expire()
-
-
-def _look_up_late(cache: Any) -> None:
-    cache.clock.now += 9
-    assert cache.get(0) is None
-
-
-class Timed(WeakCache[Any, Any]):
-    def __init__(self) -> None:
-        self.clock = Clock()
-        super().__init__(keep_items=2, ttl=5, clock=self.clock)
-
-
-LEAVING: list[Callable[[Any], Any]] = [
-    lambda cache: cache.__delitem__(0),
-    _replace,
-    lambda cache: cache.clear(),
-    _expire,
-    _look_up_late,
-    lambda cache: cache.shrink(1 << 40),
-]
-
-
-@pytest.mark.parametrize("leave", LEAVING)
-def test_a_buffer_that_leaves_the_band_is_no_leak(leave: Callable[[Any], Any]) -> None:
-    pool = mempool.BufferPool(leak_detection="full")
-    cache = Timed()
-    cache[0] = pool.acquire(4096)
-    leave(cache)
-    assert (pool.stats().live, pool.stats().dropped) == (0, 0)
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("take", [lambda cache: cache.pop(0), lambda cache: cache.popitem()[1]])
-def test_one_that_was_taken_out_can_leak(take: Callable[[Any], Any]) -> None:
-    pool = mempool.BufferPool(leak_detection="full")
-    cache = Timed()
-    cache[0] = pool.acquire(4096)
-    taken = take(cache)
-    assert pool.stats().live == 1
-    del taken
-    assert pool.stats().dropped == 1
-
-
-def test_what_is_past_its_time_goes_first_under_pressure() -> None:
-    clock = Clock()
-    cache: WeakCache[int, Page] = WeakCache(keep_items=100, ttl=10, clock=clock)
-    cache.update((page.number, page) for page in pages(50, KIB))
-    clock.now += 9
-    cache.update((page.number, page) for page in pages(100, KIB)[50:])
-    assert cache[0]  # the most recent now
-    clock.now += 2
-    assert cache.nbytes == 50 * getsizeof(Page(0, KIB))
-    cache.update((page.number, page) for page in pages(10, KIB))
-    clock.now += 9
-    assert cache.shrink(1) == getsizeof(Page(0, KIB))
-    assert sorted(cache) == list(range(1, 10))
-
-
-@pytest.mark.parametrize(("nbytes", "kind"), [("1KiB", TypeError), (True, TypeError), (-1, ValueError)])
-def test_without_a_band_nonsense_is_refused_too(nbytes: Any, kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="nbytes must"):
-        WeakCache().shrink(nbytes)

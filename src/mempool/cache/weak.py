@@ -27,7 +27,7 @@ from mempool._core import Account
 from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
-from mempool.cache.records import Cause
+from mempool.cache.records import Cause, log
 from mempool.cache.weak_mapping import Listener, WeakMapping
 from mempool.cache.yielding import Estimate, Yielding, as_bytes
 from mempool.pressure.reclaim import register
@@ -89,10 +89,12 @@ class _Band(Yielding[Any, Any]):
             bound, most, weighing = nbytes, UNBOUNDED if items is None else items, REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
+    def fits(self, value: object) -> bool:
+        """Whether it may be held; raises what its ``__sizeof__`` does."""
+        return self._estimate is not None or real_bytes(value) <= self._limits()[1]
+
     def hold(self, reference: _Reference, value: object) -> None:
-        """Make it the most recent one, unless it does not fit or its entry has left."""
-        if self._estimate is None and real_bytes(value) > self._limits()[1]:
-            return
+        """Make it the most recent one, unless its entry has left."""
         self._insert(reference, value, math.inf, 0, None, True)
         if reference.left:
             self.let_go(reference)
@@ -214,7 +216,7 @@ class WeakCache(WeakMapping[K, V]):
         self._popping = walk(
             references, ITEMS
         )  # goes on, or each `popitem` would begin with slots that are free by now
-        self._found_dead = 0
+        self._found_dead = self._unheld = 0
         register(self)
         self.update(other)
 
@@ -244,8 +246,18 @@ class WeakCache(WeakMapping[K, V]):
             return MISSING
         band = self._band
         if band is not None and band.get(reference) is None:
-            band.hold(reference, value)
+            self._hold_again(band, reference, value)
         return value
+
+    def _hold_again(self, band: _Band, reference: _Reference, value: object) -> None:
+        """Hold what is used again. It was found, so no lookup fails for want of memory, or as it cannot be weighed any more."""
+        try:
+            if band.fits(value):
+                band.hold(reference, value)
+        except Exception:
+            self._unheld += 1
+            if self._unheld == 1:
+                log.exception("a weak cache cannot hold a value strongly; further errors are counted, not logged")
 
     def __len__(self) -> int:
         return len(self._references)
@@ -263,22 +275,25 @@ class WeakCache(WeakMapping[K, V]):
         return made
 
     def __setitem__(self, key: K, value: V) -> None:
-        reference = self._refer(key, value)
+        reference, band = self._refer(key, value), self._band
+        held = band is not None and band.fits(value)
         self._references[key] = reference
-        if self._band is not None:
-            self._band.hold(reference, value)
+        if band is not None and held:
+            band.hold(reference, value)
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """Return the value of a key; if there is none, put the default and return that."""
         made: _Reference | None = None
+        band = self._band
         while True:
             value = self._find(key)
             if value is not MISSING:
                 return value
             made = made or self._refer(key, default)
+            held = band is not None and band.fits(default)
             if self._references._insert(key, made, None, 0, None, False):
-                if self._band is not None:
-                    self._band.hold(made, default)
+                if band is not None and held:
+                    band.hold(made, default)
                 return default
             self._drop_dead(key)
 

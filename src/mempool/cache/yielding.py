@@ -30,8 +30,16 @@ _SAMPLE = 32  # values that are weighed
 _KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
 
 
+def _weighed(value: object) -> int | None:
+    """Return its bytes, or None: nobody asked it for a size when it was put, so that it has none is no error."""
+    try:
+        return real_bytes(value)
+    except Exception:
+        return None
+
+
 class Estimate:
-    """Bytes of a table whose bound is no number of bytes, from a sample of its values."""
+    """Bytes of a table whose bound is no number of bytes, from a sample of its values: those that can be weighed."""
 
     __slots__ = ("_count", "_each", "_until")
 
@@ -43,8 +51,8 @@ class Estimate:
         count = len(table)
         now = time.monotonic()
         if now >= self._until or count > 2 * self._count:
-            values = table._sample(_SAMPLE)
-            self._each = sum(map(real_bytes, values)) / len(values) if values else 0.0
+            weighed = [nbytes for value in table._sample(_SAMPLE) if (nbytes := _weighed(value)) is not None]
+            self._each = sum(weighed) / len(weighed) if weighed else 0.0
             self._until, self._count = now + _KEPT, count
         return round(count * self._each)
 
