@@ -116,7 +116,9 @@ class Odd(Page):
         return 10
 
 
-@pytest.mark.parametrize("put", [lambda cache, value: cache.__setitem__(0, value), lambda cache, value: cache.update({0: value})])
+@pytest.mark.parametrize(
+    "put", [lambda cache, value: cache.__setitem__(0, value), lambda cache, value: cache.update({0: value})]
+)
 def test_what_cannot_be_weighed_is_refused(put: Callable[[Any, Any], None]) -> None:
     (page,) = objects = pages(1)
     cache = filled(objects, keep_bytes=KIB)
