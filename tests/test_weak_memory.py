@@ -1,5 +1,8 @@
 """What weak caches hold strongly: buffers, whose end is no leak, what is past its time, and what cannot be weighed."""
 
+import copy
+import math
+import pickle
 from collections.abc import Callable
 from sys import getsizeof
 from typing import Any
@@ -7,8 +10,8 @@ from typing import Any
 import pytest
 
 import mempool
-from mempool.cache import WeakCache
-from monitor_kit import Clock
+from mempool.cache import WeakCache, WeakKeyCache
+from monitor_kit import HIGH, Bench, Clock
 from support import KIB
 
 
@@ -153,3 +156,62 @@ def test_where_items_are_counted_nobody_is_weighed_in_vain() -> None:
     assert cache.shrink(1) > 0
     alone = filled([Odd()], keep_items=10)
     assert alone.nbytes == 0
+
+
+# ---- what it says of itself
+
+
+def test_the_allowance_is_shown() -> None:
+    cache = filled(held := pages(100), keep_items=100)
+    bench = Bench()
+    bench.monitor.on(HIGH, lambda _: cache.shrink(1 << 40))
+    bench.at(1010)
+    assert (len(held), cache.stats().kept, cache.stats().allowance) == (100, 95, 95)
+    bench.monitor.stop()
+    assert cache.stats().allowance == 100
+    assert [
+        WeakCache(**options).stats().allowance for options in ({}, {"keep_items": math.inf}, {"keep_bytes": 5})
+    ] == [
+        0,
+        math.inf,
+        5,
+    ]
+
+
+def test_errors_of_listeners_are_counted() -> None:
+    def fail(*_: Any) -> None:
+        raise LookupError("not today")
+
+    cache = filled(pages(3), keep_items=3, on_evict=fail)
+    cache.clear()
+    assert cache.stats().listener_errors == 3
+
+
+@pytest.mark.parametrize("kind", [WeakCache, WeakKeyCache])
+def test_it_cannot_be_pickled(kind: Any) -> None:
+    with pytest.raises(TypeError, match=f"cannot pickle a {kind.__name__}"):
+        pickle.dumps(kind())
+    assert dict(copy.copy(kind())) == dict(copy.deepcopy(kind())) == {}
+
+
+@pytest.mark.parametrize("name", [0, [], b"x"])
+@pytest.mark.parametrize("kind", [WeakCache, WeakKeyCache])
+def test_a_name_is_a_text(kind: Any, name: Any) -> None:
+    with pytest.raises(TypeError, match="name must be a str"):
+        kind(name=name)
+
+
+@pytest.mark.parametrize("kind", [WeakCache, WeakKeyCache])
+def test_what_dies_goes_whatever_the_clock_says(kind: Any) -> None:
+    def clock() -> float:
+        if broken:
+            raise OSError("no time")
+        return 1.0
+
+    broken = False
+    page = Page()
+    cache = kind({page: 1} if kind is WeakKeyCache else {1: page}, ttl=10, clock=clock)
+    broken = True
+    del page
+    broken = False
+    assert (len(cache), cache.stats().collected) == (0, 1)

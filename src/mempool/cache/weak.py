@@ -53,6 +53,10 @@ class WeakCacheStats:
         Those whose time was over.
     values, kept, kept_bytes : int
         Values that are alive, those of them that it holds strongly, and their bytes: estimated where the band counts items.
+    allowance : float
+        What pressure leaves at the moment of `keep_bytes`, or of `keep_items` if that alone was given; 0 without either.
+    listener_errors : int
+        Calls of ``on_evict`` that raised.
     """
 
     hits: int
@@ -62,6 +66,8 @@ class WeakCacheStats:
     values: int
     kept: int
     kept_bytes: int
+    allowance: float
+    listener_errors: int
 
 
 class _Reference(weakref.ref[Any]):
@@ -394,8 +400,9 @@ class WeakCache(WeakMapping[K, V]):
     def stats(self) -> WeakCacheStats:
         """Return counts since it was made, and what it holds now."""
         values = len(self)
-        hits, misses, _, _, _, left, *_ = self._references._counts()
+        hits, misses, _, _, errors, left, *_ = self._references._counts()
         band = self._band
+        allowed = 0 if band is None else band._limits()[1]
         return WeakCacheStats(
             hits=hits - self._found_dead,
             misses=misses + self._found_dead,
@@ -404,6 +411,8 @@ class WeakCache(WeakMapping[K, V]):
             values=values,
             kept=0 if band is None else len(band),
             kept_bytes=self.nbytes,
+            allowance=math.inf if allowed >= UNBOUNDED else allowed,
+            listener_errors=errors,
         )
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ class WeakKeyCache(WeakMapping[K, V]):
             "ttl": ttl,
             "getsizeof": getsizeof,
             "on_evict": on_evict,
-            "name": name or "weak key cache",
+            "name": "weak key cache" if name is None else name,
             "clock": clock,
         }
         telling = None if on_evict is None else _telling(on_evict)

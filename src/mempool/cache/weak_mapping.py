@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, SupportsIndex, TypeVar, cast
 
 from mempool.cache._policies import MISSING
 from mempool.cache.records import Cause
@@ -100,6 +100,11 @@ class WeakMapping(MutableMapping[K, V]):
         return self._like(self)
 
     __copy__ = copy
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            f"cannot pickle a {type(self).__name__}: what it refers to weakly would have nobody who holds it"
+        )
 
     def __or__(self, other: Mapping[K, V]) -> Self:
         if not isinstance(other, Mapping):
