@@ -363,7 +363,8 @@ cdef class Table(Lookup):
         cdef Py_hash_t full = hash_of(key)
         if expected is NULL:
             self.tell_loads(key)
-        cdef double now = self.now() if self.ttls else 0
+        # What died goes now or never, so no clock that raises is asked for it.
+        cdef double now = self.now() if self.ttls and cause != COLLECTED else -INFINITY
         cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
         cdef uint32_t grave = NIL
         cdef PyObject *value = NULL

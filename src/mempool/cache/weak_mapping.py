@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, SupportsIndex, TypeVar, cast
 
 from mempool.cache._policies import MISSING
 from mempool.cache.records import Cause
@@ -36,6 +36,10 @@ class WeakMapping(MutableMapping[K, V]):
     def _take(self, key: object) -> Any:
         """Remove a key and return its value, or MISSING."""
 
+    @abstractmethod
+    def _discard(self, key: object) -> bool:
+        """Remove a key whose value nobody wants; whether it was there."""
+
     def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
         """Return another one with the same bounds, and these entries."""
         return type(self)(other, **self._options)  # type: ignore[call-arg]
@@ -56,7 +60,7 @@ class WeakMapping(MutableMapping[K, V]):
         return self._look(key) is not MISSING
 
     def __delitem__(self, key: K) -> None:
-        if self._take(key) is MISSING:
+        if not self._discard(key):
             raise KeyError(key)
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
@@ -96,6 +100,11 @@ class WeakMapping(MutableMapping[K, V]):
         return self._like(self)
 
     __copy__ = copy
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            f"cannot pickle a {type(self).__name__}: what it refers to weakly would have nobody who holds it"
+        )
 
     def __or__(self, other: Mapping[K, V]) -> Self:
         if not isinstance(other, Mapping):
