@@ -386,17 +386,33 @@ cdef class Table(Lookup):
         cdef uint32_t slot, grave = NIL
         self.expire()
         table_lock(&self.mutex)
-        slot = self.victim(NIL)
-        if slot == NIL:
-            slot = store_any(&self.store)
-        if slot == NIL:
+        while True:
+            slot = self.victim(NIL)
+            if slot == NIL:
+                slot = store_any(&self.store)
+            if slot == NIL:
+                table_unlock(&self.mutex)
+                raise KeyError(f"{type(self).__name__} is empty")
+            key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            if self.loading is None or len(self.loading) == 0:
+                break
             table_unlock(&self.mutex)
-            raise KeyError(f"{type(self).__name__} is empty")
-        key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            self.tell_loads(key)
+            table_lock(&self.mutex)
+            if self.has_still(slot, <PyObject *>key, <PyObject *>value):
+                break
         self.unlink(slot, DELETED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
         return key, value
+
+    cdef bint has_still(self, uint32_t slot, PyObject *key, PyObject *value) noexcept:
+        """Under the lock: whether that is what is in this slot."""
+        cdef Store *store = &self.store
+        return (
+            slot <= store.fresh and is_entry(store, slot)
+            and store.entries[slot].key is key and store.entries[slot].value is value
+        )
 
     def clear(self):
         """Remove all entries."""
