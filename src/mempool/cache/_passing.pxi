@@ -23,20 +23,37 @@ cdef inline bint holds_too_much(Contents table) noexcept:
 
 cdef int settle(Contents table, uint32_t keep, PyObject *kept) except -1:
     """Unlocked: have entries leave as long as that frees memory and there is too much; never `keep`, if it is still that value."""
-    cdef Store *store = &table.store
-    cdef uint32_t slot, grave
+    cdef Telling telling
+    table.unsettled = False
     if table.pins is None or table.pins.total == 0 or not holds_too_much(table):
         return 0
-    table.looks = min(table.looks + LOOKS, 2 * <uint64_t>store.count + LOOKS)
+    if table.is_telling():
+        table.unsettled = True
+        return 0
+    table.looks = min(table.looks + LOOKS, 2 * <uint64_t>table.store.count + LOOKS)
+    table.begin_telling(&telling, NULL)
+    try:
+        settle_once(table, keep, kept)
+    finally:
+        table.end_telling(&telling)
+        table.unsettled = False
+    return 0
+
+
+cdef int settle_once(Contents table, uint32_t keep, PyObject *kept) except -1:
+    """As many leave as there are, at most: a listener may put back each one."""
+    cdef Store *store = &table.store
+    cdef uint32_t slot, grave, left = store.count
     while True:
         grave = NIL
         table_lock(&table.mutex)
         if keep > store.fresh or store.entries is NULL or store.entries[keep].value is not kept:
             keep = NIL
-        while holds_too_much(table):
+        while left and holds_too_much(table):
             slot = next_unseen(table, keep)
             if slot == NIL:
                 break
+            left -= 1
             table.unlink(slot, EVICTED, &grave)
         table_unlock(&table.mutex)
         if grave == NIL:

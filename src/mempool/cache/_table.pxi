@@ -197,6 +197,8 @@ cdef class Table(Lookup):
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
+        if done > 0 and self.tellings is not NULL:
+            self.recall(<PyObject *>value)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
