@@ -83,7 +83,6 @@ cdef class Contents:
     cdef int weighing
     cdef bint ttls             # some entry has, or had, a deadline
     cdef int fixing            # who may not be evicted
-    cdef bint soonest          # and of those the one whose time is over first
     cdef double lifetime       # of an entry that is given none
     cdef object clock          # None: the monotonic one
     cdef object listener
@@ -149,16 +148,11 @@ cdef class Contents:
         entry.mark, entry.prev, entry.next = cause, GRAVE, grave[0]
         grave[0] = slot
 
-    cdef uint32_t victim(self, uint32_t keep) noexcept:
-        if self.soonest:
-            return heap_soonest(&self.store, keep)
-        return self.order.victim(keep)
-
     cdef void evict(self, uint32_t keep, int cause, uint32_t *grave) noexcept:
         """Under the lock: down to the bounds, or to where nobody may go."""
         cdef uint32_t slot
         while self.store.total > self.allowed or self.store.count > self.most:
-            slot = self.victim(keep)
+            slot = self.order.victim(keep)
             if slot == NIL:
                 return
             self.unlink(slot, cause, grave)

@@ -74,8 +74,6 @@ cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
     cdef uint64_t looks = table.store.count
     if looks > max(table.looks, <uint64_t>SMALL):
         looks = HEAD
-    if table.soonest:
-        return soonest_unseen(table, keep, looks)
     if order.others is None:
         return unseen_of(table, order.plain, keep, &looks)
     for policy in order.others:
@@ -88,7 +86,8 @@ cdef uint32_t next_unseen(Contents table, uint32_t keep) noexcept:
 
 cdef uint32_t unseen_of(Contents table, Policy policy, uint32_t keep, uint64_t *looks) noexcept:
     """The same among the entries of one policy."""
-    cdef Store *store = &table.store
+    if type(policy) is Soonest:
+        return soonest_unseen(table, <Soonest>policy, keep, looks)
     cdef uint32_t first = policy.victim(keep), slot = first
     while slot != NIL and (slot == keep or is_passed(table, slot)):
         if looks[0] == 0:
@@ -101,19 +100,18 @@ cdef uint32_t unseen_of(Contents table, Policy policy, uint32_t keep, uint64_t *
     return slot
 
 
-cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noexcept:
-    """Of those with a deadline the one whose time is over first."""
-    cdef Store *store = &table.store
+cdef uint32_t soonest_unseen(Contents table, Soonest policy, uint32_t keep, uint64_t *looks) noexcept:
+    """Its order is no chain: of those looked at the one whose time is over first."""
     cdef uint32_t place, slot, found = NIL
-    for place in range(1, store.timed + 1):
-        if looks == 0:
+    for place in range(1, policy.count + 1):
+        if looks[0] == 0:
             break
-        looks -= 1
+        looks[0] -= 1
         table.looks -= table.looks > 0
-        slot = store.heap[place]
+        slot = policy.members[place]
         if slot == keep or is_passed(table, slot):
             continue
-        if found == NIL or store.extras[slot].deadline < store.extras[found].deadline:
+        if found == NIL or table.store.extras[slot].deadline < table.store.extras[found].deadline:
             found = slot
     return found
 
@@ -123,9 +121,7 @@ cdef uint32_t soonest_unseen(Contents table, uint32_t keep, uint64_t looks) noex
 cdef void shrink_unseen(Contents table, uint64_t goal, uint32_t *grave) noexcept:
     """Under the lock: down to this sum of sizes, in the policy's order, but for those whose memory somebody else keeps."""
     cdef Order order = table.order
-    if table.soonest:
-        shrink_slots(table, None, goal, grave)
-    elif order.others is None:
+    if order.others is None:
         shrink_policy(table, order.plain, goal, grave)
     else:
         for policy in order.others:
@@ -150,7 +146,7 @@ cdef void shrink_policy(Contents table, Policy policy, uint64_t goal, uint32_t *
 
 
 cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, uint32_t *grave) noexcept:
-    """The same for a policy that knows the next one only, or for all that have a deadline."""
+    """The same for a policy that knows the next one only."""
     cdef Store *store = &table.store
     cdef uint32_t slot
     for slot in range(1, store.fresh + 1):
@@ -158,9 +154,6 @@ cdef void shrink_slots(Contents table, Policy policy, uint64_t goal, uint32_t *g
             return
         if not is_entry(store, slot) or is_passed(table, slot):
             continue
-        if policy is None:
-            if store.extras[slot].place == 0:
-                continue
-        elif store.extras is not NULL and store.extras[slot].untracked or table.order.of(slot) is not policy:
+        if store.extras is not NULL and store.extras[slot].untracked or table.order.of(slot) is not policy:
             continue
         table.unlink(slot, PRESSURE, grave)

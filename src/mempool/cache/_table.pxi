@@ -18,7 +18,7 @@ cdef class Table(Lookup):
         self.order = Order()
         self.order.begin(&self.store, "none")
 
-    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0, soonest=False):
+    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0):
         """Set up, once: an empty table."""
         if self.store.capacity:
             raise RuntimeError("a cache cannot be set up again")
@@ -31,7 +31,7 @@ cdef class Table(Lookup):
         self.weighing = weighing
         self.lifetime = lifetime
         self.clock, self.listener, self.account, self.pins = clock, listener, account, pins
-        self.fixing, self.soonest = fixing, soonest
+        self.fixing = fixing
 
     def _watch(self, loads, loading):
         """Have loads know which keys are written or removed; the dict is empty while there are none."""
@@ -389,7 +389,7 @@ cdef class Table(Lookup):
         self.expire()
         table_lock(&self.mutex)
         while True:
-            slot = self.victim(NIL)
+            slot = self.order.victim(NIL)
             if slot == NIL:
                 slot = store_any(&self.store)
             if slot == NIL:
@@ -522,7 +522,7 @@ cdef class Table(Lookup):
         total = self.store.total
         cdef uint64_t goal = total - min(wanted, total)
         while self.store.total > goal:
-            slot = self.victim(NIL)
+            slot = self.order.victim(NIL)
             if slot == NIL:
                 break
             if is_passed(self, slot):
