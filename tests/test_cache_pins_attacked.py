@@ -21,6 +21,7 @@ from cache_kit import Clock
 from mempool.cache import Cache, CacheFull, Cause
 from mempool.cache._policies import Pins, anchor
 from mempool.cache.policies import POLICIES
+from mempool.pressure import PressureMonitor, Thresholds
 from support import together
 
 BLOCK = 4096
@@ -125,6 +126,55 @@ def test_what_a_listener_writes_is_settled_once_it_is_done() -> None:
     del cache["d"]
     assert inside == [5 * BLOCK]
     assert (sorted(cache), cache.pinned) == (["b", "c"], 2 * BLOCK)
+
+
+# ---- an allowance ----
+
+
+def pressed(cache: Cache[Any, Any]) -> PressureMonitor:
+    """After one step under pressure; whoever has the monitor keeps it so."""
+    monitor = PressureMonitor(
+        Thresholds(main=1000, critical=1200), sources=[lambda: (1100, None)], reclaim=[cache], min_dwell=0
+    )
+    monitor.poll()
+    return monitor
+
+
+def test_an_allowance_holds_with_what_is_pinned() -> None:
+    pool = mempool.BufferPool()
+    cache: Cache[int, Any] = Cache(max_bytes=100 * BLOCK, policy="lru")
+    for key in range(100):
+        cache[key] = pool.acquire(BLOCK)
+    monitor = pressed(cache)
+    allowance = cache.stats().allowance
+    assert allowance < 100 * BLOCK
+    views = [memoryview(cache[key]) for key in sorted(cache)[:20]]
+    for key in range(100, 200):
+        cache[key] = pool.acquire(BLOCK)
+        assert cache.currsize + cache.pinned <= allowance
+    assert 0 < cache.pinned <= len(views) * BLOCK
+    monitor.stop()
+
+
+def test_an_allowance_is_of_what_is_pinned_too() -> None:
+    """Bytes that were pinned before a step do not make the next write give up as many again."""
+    pool = mempool.BufferPool()
+    cache: Cache[int, Any] = Cache(max_bytes=100 * BLOCK, policy="fifo")
+    for key in range(100):
+        cache[key] = pool.acquire(BLOCK)
+    views = [memoryview(cache[key]) for key in range(20)]
+    cache.resize(max_bytes=80 * BLOCK)
+    cache.resize(max_bytes=100 * BLOCK)
+    for key in range(100, 120):
+        cache[key] = pool.acquire(BLOCK)
+    assert (len(cache), cache.pinned) == (80, len(views) * BLOCK)
+    monitor = pressed(cache)
+    left = len(cache)
+    assert 0 < left < 80
+    assert cache.stats().allowance == (left + 20) * BLOCK
+    cache[200] = pool.acquire(BLOCK)
+    assert len(cache) == left
+    monitor.stop()
 
 
 # ---- threads ----

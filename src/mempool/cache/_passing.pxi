@@ -18,7 +18,7 @@ cdef enum:
 
 
 cdef inline bint holds_too_much(Contents table) noexcept:
-    return table.store.total + min(table.pins.total, UNBOUNDED) > table.bound
+    return table.store.total + min(table.pins.total, UNBOUNDED) > table.allowed
 
 
 cdef int settle(Contents table, uint32_t keep, PyObject *kept) except -1:

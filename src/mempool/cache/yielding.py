@@ -94,7 +94,7 @@ class Yielding(Table[K, V], Generic[K, V]):
         if grow_later(self):
             if allowed == bound:
                 self._whole = bound if bound < UNBOUNDED else total
-            self._allow(self._limits()[0])
+            self._allow(self._limits()[0] + self.pinned)
         return gone * held // total
 
     def _grow(self, whole: bool = False, /) -> bool:
