@@ -177,6 +177,40 @@ def test_an_allowance_is_of_what_is_pinned_too() -> None:
     monitor.stop()
 
 
+# ---- values under several keys ----
+
+
+def shrunk(cache: Cache[Any, Any], steps: int = 100) -> int:
+    return sum(cache.shrink(1 << 30) for _ in range(steps))
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_values_under_several_keys_go_under_pressure(policy: str) -> None:
+    pool = mempool.BufferPool()
+    cache: Cache[Any, Any] = Cache(max_bytes=100 * BLOCK, policy=policy)
+    for key in range(8):
+        buffer = pool.acquire(BLOCK)
+        for name in range(1 + key % 3):
+            cache.put((key, name), buffer, priority=name)
+    held = cache[4, 0][:1]
+    del buffer
+    shrunk(cache)
+    assert sorted(cache) == [(4, 0), (4, 1)]
+    assert (cache.pinned, lent(pool)) == (0, BLOCK)
+    del held
+    shrunk(cache)
+    assert (len(cache), cache.pinned, lent(pool)) == (0, 0, 0)
+
+
+def test_a_value_under_several_keys_that_somebody_has_stays() -> None:
+    pool = mempool.BufferPool()
+    cache: Cache[Any, Any] = Cache(max_bytes=100 * BLOCK, policy="lru")
+    buffer = cache["a"] = cache["b"] = pool.acquire(BLOCK)
+    assert shrunk(cache) == 0
+    del buffer
+    assert shrunk(cache) == 2 * BLOCK
+
+
 # ---- threads ----
 
 

@@ -20,7 +20,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
