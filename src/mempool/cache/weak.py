@@ -88,6 +88,11 @@ class _Band(Yielding[Any, Any]):
             bound, most, weighing = nbytes, UNBOUNDED if items is None else items, REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
+    def weigh(self, value: object) -> None:
+        """Raise what a value says that cannot be weighed, if it has to be."""
+        if self._estimate is None:
+            real_bytes(value)
+
     def hold(self, reference: _Reference, value: object) -> None:
         """Make it the most recent one, unless it does not fit or its entry has left."""
         if self._estimate is None and real_bytes(value) > self._limits()[1]:
@@ -254,6 +259,8 @@ class WeakCache(WeakMapping[K, V]):
             raise TypeError(
                 f"a WeakCache holds what can be referred to weakly, not {type(value).__qualname__}"
             ) from None
+        if self._band is not None:
+            self._band.weigh(value)
         made.key, made.left = key, False
         return made
 

@@ -30,6 +30,14 @@ _SAMPLE = 32  # values that are weighed
 _KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
 
 
+def _about(value: object) -> int:
+    """Return the bytes of a value that nobody promised can be weighed."""
+    try:
+        return real_bytes(value)
+    except Exception:
+        return type(value).__basicsize__
+
+
 class Estimate:
     """Bytes of a table whose bound is no number of bytes, from a sample of its values."""
 
@@ -44,7 +52,7 @@ class Estimate:
         now = time.monotonic()
         if now >= self._until or count > 2 * self._count:
             values = table._sample(_SAMPLE)
-            self._each = sum(map(real_bytes, values)) / len(values) if values else 0.0
+            self._each = sum(map(_about, values)) / len(values) if values else 0.0
             self._until, self._count = now + _KEPT, count
         return round(count * self._each)
 
