@@ -19,7 +19,7 @@ cdef class Table(Lookup):
         (<Order>order).begin(&self.store, "none")
         self.order = order
 
-    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0, soonest=False):
+    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0):
         """Set up, once: an empty table."""
         if self.store.capacity:
             raise RuntimeError("a cache cannot be set up again")
@@ -32,7 +32,7 @@ cdef class Table(Lookup):
         self.weighing = weighing
         self.lifetime = lifetime
         self.clock, self.listener, self.account, self.pins = clock, listener, account, pins
-        self.fixing, self.soonest = fixing, soonest
+        self.fixing = fixing
 
     def _watch(self, loads, loading):
         """Have loads know which keys are written or removed; the dict is empty while there are none."""
@@ -198,6 +198,8 @@ cdef class Table(Lookup):
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
+        if done > 0 and self.tellings is not NULL:
+            self.recall(<PyObject *>value)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -388,17 +390,33 @@ cdef class Table(Lookup):
         cdef uint32_t slot, grave = NIL
         self.expire()
         table_lock(&self.mutex)
-        slot = self.victim(NIL)
-        if slot == NIL:
-            slot = store_any(&self.store)
-        if slot == NIL:
+        while True:
+            slot = self.order.victim(NIL)
+            if slot == NIL:
+                slot = store_any(&self.store)
+            if slot == NIL:
+                table_unlock(&self.mutex)
+                raise KeyError(f"{type(self).__name__} is empty")
+            key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            if self.loading is None or len(self.loading) == 0:
+                break
             table_unlock(&self.mutex)
-            raise KeyError(f"{type(self).__name__} is empty")
-        key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            self.tell_loads(key)
+            table_lock(&self.mutex)
+            if self.has_still(slot, <PyObject *>key, <PyObject *>value):
+                break
         self.unlink(slot, DELETED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
         return key, value
+
+    cdef bint has_still(self, uint32_t slot, PyObject *key, PyObject *value) noexcept:
+        """Under the lock: whether that is what is in this slot."""
+        cdef Store *store = &self.store
+        return (
+            slot <= store.fresh and is_entry(store, slot)
+            and store.entries[slot].key is key and store.entries[slot].value is value
+        )
 
     def clear(self):
         """Remove all entries."""
@@ -513,7 +531,7 @@ cdef class Table(Lookup):
         total = self.store.total
         cdef uint64_t goal = total - min(wanted, total)
         while self.store.total > goal:
-            slot = self.victim(NIL)
+            slot = self.order.victim(NIL)
             if slot == NIL:
                 break
             if is_passed(self, slot):
