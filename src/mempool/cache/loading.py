@@ -19,7 +19,6 @@ from functools import partial
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from mempool.cache._policies import MISSING, Claim
 from mempool.cache.arguments import as_lifetime, as_priority
@@ -305,7 +304,6 @@ def _plain(value: Any) -> Any:
 
 _COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself is 14 ms of imports
 _PLAIN = (BuiltinFunctionType, type)
-_of_type: "WeakKeyDictionary[type, bool]" = WeakKeyDictionary()
 
 
 def is_async(loader: Loader) -> bool:
@@ -324,15 +322,11 @@ def is_async(loader: Loader) -> bool:
 
 
 def _is_async_object(loader: Loader) -> bool:
-    """Ask once for each type of objects that can be called."""
+    """Ask the object, each time: of two of one type, such as compiled functions and wrappers, one may be marked."""
     if not callable(loader):
         raise TypeError(f"a loader must be callable, not {loader!r}")
-    kind = type(loader)
-    known = _of_type.get(kind)
-    if known is None:
-        call = kind.__call__
-        known = _of_type[kind] = _is_marked(loader) or (isinstance(call, FunctionType) and is_async(call))
-    return known
+    call = type(loader).__call__
+    return (isinstance(call, FunctionType) and is_async(call)) or _is_marked(loader)
 
 
 def _is_marked(loader: Loader) -> bool:
