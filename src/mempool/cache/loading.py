@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from mempool.cache._policies import MISSING, Claim
+from mempool.cache._policies import MISSING, Claim, Ticket, end_load
 from mempool.cache.arguments import as_lifetime, as_priority
 from mempool.cache.tags import as_tags
 from mempool.cache.waiting import (
@@ -28,6 +28,7 @@ from mempool.cache.waiting import (
     Outcome,
     Scope,
     inside,
+    is_lost,
     running_loop,
     sleep_in_task,
     sleep_in_thread,
@@ -73,43 +74,18 @@ class Keeper(Protocol):
         """Return seconds since the entry was written, and its ttl."""
 
 
-class Load:
-    """One load: by its hash and equality also the name under which it is found."""
+class Load(Ticket):
+    """One load, and the ticket by which it is found."""
 
-    __slots__ = ("_hash", "alone", "began", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
+    __slots__ = ("began", "claim", "options", "scope")
+
+    outcome: Outcome | None
 
     def __init__(self, key: Any, options: Options, *, refreshing: bool = False, loop: Any = None) -> None:
-        self._hash = hash(key)
-        self.key, self.options, self.claim = key, options, Claim(refreshing)
+        super().__init__(key, options.version)
+        self.options, self.claim = options, Claim(refreshing)
         self.scope = Scope(loop)
-        self.alone = self.gone = False
         self.began = 0.0  # of the loader, while it runs
-        self.outcome: Outcome | None = None
-        self.waiters: dict[Any, None] = {}
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Load) or self.gone or other.gone or not self._may_meet(other):
-            return False
-        return self.key is other.key or bool(self.key == other.key)
-
-    def _may_meet(self, other: "Load") -> bool:
-        if isinstance(other, _Any):
-            return True
-        return not (self.alone or other.alone) and self.options.version == other.options.version
-
-
-class _Any(Load):
-    """Equal to all loads of its key."""
-
-    __slots__ = ()
-
-    def _may_meet(self, other: Load) -> bool:
-        return True
 
 
 NO_OPTIONS = Options()
@@ -149,7 +125,7 @@ class Loads:
                 outcome = found.outcome or sleep_in_thread(found) or self._go_alone(mine)
             return outcome.result()
         finally:
-            self.end(mine)
+            end_load(mine, self.active, RETRY)
             del mine, found, outcome  # an exception names this frame
 
     async def load_async(self, table: Keeper, key: Any, make: Maker, options: Options = NO_OPTIONS) -> Any:
@@ -163,18 +139,22 @@ class Loads:
                 outcome = found.outcome or await sleep_in_task(found) or self._go_alone(mine)
             return outcome.result()
         finally:
-            self.end(mine)
+            end_load(mine, self.active, RETRY)
             del mine, found, outcome
 
     def begin(self, mine: Load) -> Load:
-        """Return the load of this key that goes on: this one, if there was none. `end` must follow, whatever happens."""
+        """Return the load of this key that goes on: this one, if there was none. `end_load` must follow, whatever happens."""
         self._mind_forks()
-        return self.active.setdefault(mine, mine)
+        while is_lost(found := self.active.setdefault(mine, mine)):
+            found.claim.lapse()
+            end_load(found, self.active, RETRY)
+        return found
 
     def has(self, load: Load) -> bool:
         """Tell whether a load of this key goes on."""
         self._mind_forks()
-        return load in self.active
+        found = self.active.get(load)
+        return found is not None and not is_lost(found)
 
     def lead(self, table: Keeper, mine: Load, make: Maker) -> Any:
         """Load and keep."""
@@ -226,18 +206,6 @@ class Loads:
             self.seconds += perf_counter() - mine.began
             mine.began = 0.0
 
-    def end(self, mine: Load) -> None:
-        """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again.
-
-        It needs no deeper stack than `begin` did, so that it works where a recursion without end ended.
-        """
-        if mine.outcome is None:
-            mine.outcome = RETRY
-        mine.gone = True
-        for waiter in list(mine.waiters):
-            waiter.wake()
-        self.active.pop(mine, None)
-
     def _go_alone(self, mine: Load) -> Outcome:
         """Load beside the load that goes on, for to wait would never end."""
         mine.alone = True
@@ -260,8 +228,8 @@ class Loads:
         """Have no load that goes on keep its value under this key. To be called before the table changes."""
         if not self.active:
             return
-        probe = _Any(key, NO_OPTIONS)
-        while (load := self.active.get(probe)) is not None:
+        probe = Ticket(key, None, True)
+        while (load := self.active.get(cast(Load, probe))) is not None:
             self._drop(load)
 
     def forget_tag(self, tag: Hashable) -> None:

@@ -14,9 +14,10 @@ from contextvars import copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from mempool.cache._policies import end_load
 from mempool.cache.loading import Keeper, Load, Loads, Maker, Options
 from mempool.cache.records import log
-from mempool.cache.waiting import running_loop, step_out
+from mempool.cache.waiting import RETRY, is_lost, running_loop, step_out
 
 if TYPE_CHECKING:
     import asyncio
@@ -133,7 +134,7 @@ class Refresher:
             self._process, self._wanted = os.getpid(), {}
         other = self._wanted.setdefault(wanted, wanted)
         if other is not wanted:
-            if other.scope.loop is not None and other.scope.loop.is_closed():  # its task never ran
+            if is_lost(other):  # its task never ran
                 self._begun(other)
             return
         try:
@@ -149,6 +150,9 @@ class Refresher:
         loop = running_loop()
         if loop is None:
             raise RuntimeError("a coroutine function refreshes in asyncio only")
+        for task in list(self._tasks):
+            if task.get_loop().is_closed():
+                self._tasks.discard(task)
         task = loop.create_task(self.reload_async(table, wanted, make))
         self._tasks.add(task)  # a loop holds its tasks weakly
         task.add_done_callback(lambda task: self._done(task, wanted))
@@ -171,7 +175,7 @@ class Refresher:
         except Exception as error:
             self._failed(error)
         finally:
-            self._loads.end(mine)
+            end_load(mine, self._loads.active, RETRY)
 
     async def reload_async(self, table: Keeper, wanted: _Wanted, make: Maker) -> None:
         """Do so in a task."""
@@ -183,7 +187,7 @@ class Refresher:
         except Exception as error:
             self._failed(error)
         finally:
-            self._loads.end(mine)
+            end_load(mine, self._loads.active, RETRY)
 
     def _begins(self, mine: Load, wanted: _Wanted, table: Keeper) -> bool:
         first = self._loads.begin(mine) is mine
