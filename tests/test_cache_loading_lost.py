@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from loading_kit import AsyncGate, Gate, check_idle, doubled, doubled_at_once, left_idle, until_waiting, wait_for_waiters
+from loading_kit import (
+    AsyncGate,
+    Gate,
+    check_idle,
+    doubled,
+    doubled_at_once,
+    left_idle,
+    until_waiting,
+    wait_for_waiters,
+)
 from mempool.cache import Cache, waiting
 from support import start, until
 

@@ -216,6 +216,18 @@ def test_a_changed_key_is_not_overwritten(
     assert cache.get("k") == left
 
 
+def test_a_newer_version_is_not_overwritten(cache: Cache[Any, Any], clock: Clock) -> None:
+    cache.put("k", "old", version=1)
+    gate = Gate("of version 1")
+    clock.now = 9
+    assert cache.get_or_load("k", gate, version=1, refresh_ahead=0) == "old"
+    assert gate.entered.wait(DEADLINE)
+    assert cache.get_or_load("k", lambda key: "of version 2", version=2) == "of version 2"
+    gate.go.set()
+    until(lambda: not refresh_threads())
+    assert cache["k"] == "of version 2"
+
+
 @pytest.mark.parametrize(("change", "left"), CHANGES.values(), ids=CHANGES)
 def test_a_key_that_changed_before_its_turn_is_not_loaded(
     cache: Cache[Any, Any], clock: Clock, change: Callable[[Cache[Any, Any]], object], left: Any

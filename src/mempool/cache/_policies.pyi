@@ -58,6 +58,7 @@ class Ticket:
     def waiters(self) -> dict[Any, None]: ...
 
 def end_load(load: Ticket, active: dict[Any, Any], retry: object) -> None: ...
+
 @final
 class Note:
     """What one entry carries."""

@@ -190,10 +190,24 @@ class Loads:
 
     def _made(self, table: Keeper, mine: Load, value: Any) -> Any:
         """Keep and count what the loader made."""
+        if mine.version is not None:
+            self._overtake(mine)
         table._keep(mine, value)
         self._time(mine)
         self.loaded += 1
         return value
+
+    def _overtake(self, mine: Load) -> None:
+        """Have loads of this key that began earlier, for other versions, keep nothing: the version asked for last stays."""
+        for load in list(self.active):  # in the order in which they began
+            if load is mine or mine.claim.lapsed:
+                return
+            if (
+                hash(load) == hash(mine)
+                and load.version != mine.version
+                and (load.key is mine.key or load.key == mine.key)
+            ):
+                load.claim.lapse()
 
     def _failed(self, mine: Load, error: Exception) -> None:
         """Tell who waits, and count: the loader raised, or the cache as it should have kept the value."""
