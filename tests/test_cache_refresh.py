@@ -142,13 +142,16 @@ def test_a_thread_that_cannot_be_started(cache: Cache[Any, Any], clock: Clock, m
     with monkeypatch.context() as patch:
         patch.setattr(refreshing.Thread, "start", start)
         assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
-    assert cache._refresher.failures == 1
+    assert cache._refresher.failures == cache.stats().load_errors == 1
     assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
     until(lambda: cache["k"] == "k")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Clock) -> None:
+def test_what_ends_a_thread_ends_no_refreshing(
+    cache: Cache[Any, Any], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is told of and counted, as all that fails there."""
+
     def leave(key: object) -> Any:
         raise SystemExit
 
@@ -157,11 +160,12 @@ def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Cl
     for _ in range(2 * refreshing.THREADS):
         assert cache.get_or_load("k", leave, refresh_ahead=0) == "old"
         until(lambda: not refresh_threads())
+    assert cache.stats().load_errors == cache._refresher.failures == 2 * refreshing.THREADS
+    assert "SystemExit" in caplog.text
     assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
     until(lambda: cache["k"] == "k")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_ends_all_threads_leaves_the_queue_to_others(cache: Cache[Any, Any], clock: Clock) -> None:
     count = refreshing.THREADS
     leaving = Gate(*[SystemExit] * count)

@@ -76,7 +76,8 @@ cdef class Table(Lookup):
         loader : callable
             Called with the key. A coroutine function is awaited: this returns a coroutine then, also for a hit.
         ttl, priority, tags, version
-            As for `put`. An entry of another version is loaded anew.
+            As for `put`, and looked at when something is loaded: a hit has no use for them, and does not check them. An entry of
+            another version is loaded anew.
         refresh_ahead : float, optional
             Fraction of the ttl after which a hit returns the old value and begins one load in the background.
 

@@ -213,7 +213,7 @@ class Loads:
         """Tell who waits, and count: the loader raised, or the cache as it should have kept the value."""
         self._time(mine)
         self.failed += 1
-        mine.outcome = Outcome(None, error, error.__traceback__)
+        mine.outcome = Outcome(None, error)
 
     def _time(self, mine: Load) -> None:
         if mine.began:

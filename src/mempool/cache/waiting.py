@@ -44,18 +44,21 @@ __all__ = [
 class Outcome:
     """How a load ended: with a value, with an exception, or without either, so that who waited must try again."""
 
-    __slots__ = ("error", "trace", "value")
+    __slots__ = ("context", "error", "trace", "value")
 
-    def __init__(self, value: Any = None, error: Exception | None = None, trace: TracebackType | None = None) -> None:
-        self.value, self.error, self.trace = value, error, trace
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value, self.error = value, error
+        self.trace: TracebackType | None = None if error is None else error.__traceback__
+        self.context: BaseException | None = None if error is None else error.__context__
 
     def result(self) -> Any:
-        """Return the value or raise the exception, with the traceback of the load and no other waiter's."""
+        """Return the value or raise the exception, with the traceback and the context of the load and no other waiter's."""
         if self.error is None:
             return self.value
         try:
             raise self.error.with_traceback(self.trace)
         finally:
+            self.error.__context__ = self.context  # to raise it put there what this waiter was handling
             del self  # the exception names this frame, which would name the exception
 
 
