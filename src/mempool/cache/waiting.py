@@ -83,7 +83,10 @@ class Waitable(Protocol):
 
     scope: Scope
     outcome: Outcome | None
-    waiters: "dict[ThreadWaiter | TaskWaiter, None]"
+
+    @property
+    def waiters(self) -> "dict[ThreadWaiter | TaskWaiter, None]":
+        """Who waits."""
 
 
 class ThreadWaiter:
