@@ -15,7 +15,7 @@ cdef enum:  # who may not be evicted: nobody, those without a deadline, all
     FREE, LASTING, ALL
 
 cdef enum:
-    CAUSES = 8
+    CAUSES = 7
     MOST_SLOTS = 0xFFFFFFF0
     MOST_TRIES = 1000
 
