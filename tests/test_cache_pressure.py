@@ -494,3 +494,22 @@ def test_a_bound_that_is_raised_while_it_grows_back_holds() -> None:
     raising.append(1)
     bench.monitor.stop()
     assert cache.stats().allowance == 2000
+
+
+@pytest.mark.parametrize("bounds", [(), (1000,), (900,), (2000,)])
+def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) -> None:
+    cache: Cache[int, bytes] = Cache(1000, policy="lru")
+    for number in range(1000):
+        cache[number] = bytes(100)
+    monitor = PressureMonitor(
+        Thresholds(main=1000, critical=1200), sources=[lambda: (1100, None)], reclaim=[cache], min_dwell=0
+    )
+    assert monitor.poll() == HIGH
+    allowed = cache.stats().allowance
+    assert allowed < 900
+    cache.resize(*bounds)
+    for number in range(2000):
+        cache[number] = bytes(100)
+    assert cache.stats().allowance == len(cache) == allowed
+    cache.resize(100)
+    assert cache.stats().allowance == len(cache) == 100

@@ -199,7 +199,7 @@ class WeakCache(WeakMapping[K, V]):
         clock: Callable[[], float] | None = None,
     ) -> None:
         nbytes = None if keep_bytes is None else parse_size(keep_bytes, "keep_bytes")
-        items = None if keep_items is None else as_count(keep_items, "keep_items")
+        items = None if keep_items is None else as_count(keep_items, "keep_items", "keep_bytes")
         seconds = math.inf if ttl is None else as_lifetime(ttl)
         self.name = "weak cache" if name is None else as_name(name)
         as_callable(on_evict, "on_evict"), as_callable(clock, "clock")
