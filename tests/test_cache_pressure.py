@@ -455,6 +455,25 @@ def test_a_cache_all_of_which_is_viewed_is_not_emptied_for_nothing() -> None:
     assert len(cache) == len(views) == 40
 
 
+@pytest.mark.parametrize("bounds", [(), (1000,), (900,), (2000,)])
+def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) -> None:
+    cache: Cache[int, bytes] = Cache(1000, policy="lru")
+    for number in range(1000):
+        cache[number] = bytes(100)
+    monitor = PressureMonitor(
+        Thresholds(main=1000, critical=1200), sources=[lambda: (1100, None)], reclaim=[cache], min_dwell=0
+    )
+    assert monitor.poll() == HIGH
+    allowed = cache.stats().allowance
+    assert allowed < 900
+    cache.resize(*bounds)
+    for number in range(2000):
+        cache[number] = bytes(100)
+    assert cache.stats().allowance == len(cache) == allowed
+    cache.resize(100)
+    assert cache.stats().allowance == len(cache) == 100
+
+
 @pytest.mark.parametrize(("mode", "background"), [("aggressive", None), ("standard", False), ("standard", True)])
 def test_a_cleanup_in_a_callback_leaves_the_allowance(mode: Any, background: bool | None) -> None:
     cache = filled(Cache(1000), 1000)
@@ -494,22 +513,3 @@ def test_a_bound_that_is_raised_while_it_grows_back_holds() -> None:
     raising.append(1)
     bench.monitor.stop()
     assert cache.stats().allowance == 2000
-
-
-@pytest.mark.parametrize("bounds", [(), (1000,), (900,), (2000,)])
-def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) -> None:
-    cache: Cache[int, bytes] = Cache(1000, policy="lru")
-    for number in range(1000):
-        cache[number] = bytes(100)
-    monitor = PressureMonitor(
-        Thresholds(main=1000, critical=1200), sources=[lambda: (1100, None)], reclaim=[cache], min_dwell=0
-    )
-    assert monitor.poll() == HIGH
-    allowed = cache.stats().allowance
-    assert allowed < 900
-    cache.resize(*bounds)
-    for number in range(2000):
-        cache[number] = bytes(100)
-    assert cache.stats().allowance == len(cache) == allowed
-    cache.resize(100)
-    assert cache.stats().allowance == len(cache) == 100

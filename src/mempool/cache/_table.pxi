@@ -19,7 +19,7 @@ cdef class Table(Lookup):
         (<Order>order).begin(&self.store, "none")
         self.order = order
 
-    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0, soonest=False):
+    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0):
         """Set up, once: an empty table."""
         if self.store.capacity:
             raise RuntimeError("a cache cannot be set up again")
@@ -32,7 +32,7 @@ cdef class Table(Lookup):
         self.weighing = weighing
         self.lifetime = lifetime
         self.clock, self.listener, self.account, self.pins = clock, listener, account, pins
-        self.fixing, self.soonest = fixing, soonest
+        self.fixing = fixing
 
     def _watch(self, loads, loading):
         """Have loads know which keys are written or removed; the dict is empty while there are none."""
@@ -77,7 +77,8 @@ cdef class Table(Lookup):
         loader : callable
             Called with the key. A coroutine function is awaited: this returns a coroutine then, also for a hit.
         ttl, priority, tags, version
-            As for `put`. An entry of another version is loaded anew.
+            As for `put`, and looked at when something is loaded: a hit has no use for them, and does not check them. An entry of
+            another version is loaded anew.
         refresh_ahead : float, optional
             Fraction of the ttl after which a hit returns the old value and begins one load in the background.
 
@@ -178,8 +179,6 @@ cdef class Table(Lookup):
         cdef Fresh fresh
         cdef Gone old
         cdef uint32_t slot, grave = NIL
-        if claim is None:
-            self.tell_loads(key)
         fresh.hash = mixed(hash_of(key))
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
@@ -187,6 +186,8 @@ cdef class Table(Lookup):
             if claim is not None:
                 return False
             raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
+        if claim is None:
+            self.tell_loads(key)
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
         fresh.claim = NULL if claim is None else <PyObject *>claim
@@ -198,6 +199,8 @@ cdef class Table(Lookup):
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
+        if done > 0 and self.tellings is not NULL:
+            self.recall(<PyObject *>value)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -228,7 +231,7 @@ cdef class Table(Lookup):
 
     cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now) and not self.is_stale(slot[0], fresh):
             return 0
         if fresh.claim is not NULL and (<Claim>fresh.claim).lapsed:
             return 0
@@ -241,6 +244,13 @@ cdef class Table(Lookup):
         self.insertions += 1
         self.evict(slot[0], EVICTED, grave)
         return 1
+
+    cdef inline bint is_stale(self, uint32_t slot, Fresh *fresh) noexcept:
+        """Whether a load brings another version than is there. It began later than that, or its claim had lapsed."""
+        if fresh.claim is NULL or fresh.note is NULL or type(<object>fresh.note) is not Note:
+            return False
+        version = (<Note><object>fresh.note).version
+        return version is not None and same_version(self.note_at(slot), version) <= 0
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
         """As `seek`, and there is a free slot, with the columns that the entry needs; what is over has left."""
@@ -388,17 +398,33 @@ cdef class Table(Lookup):
         cdef uint32_t slot, grave = NIL
         self.expire()
         table_lock(&self.mutex)
-        slot = self.victim(NIL)
-        if slot == NIL:
-            slot = store_any(&self.store)
-        if slot == NIL:
+        while True:
+            slot = self.order.victim(NIL)
+            if slot == NIL:
+                slot = store_any(&self.store)
+            if slot == NIL:
+                table_unlock(&self.mutex)
+                raise KeyError(f"{type(self).__name__} is empty")
+            key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            if self.loading is None or len(self.loading) == 0:
+                break
             table_unlock(&self.mutex)
-            raise KeyError(f"{type(self).__name__} is empty")
-        key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            self.tell_loads(key)
+            table_lock(&self.mutex)
+            if self.has_still(slot, <PyObject *>key, <PyObject *>value):
+                break
         self.unlink(slot, DELETED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
         return key, value
+
+    cdef bint has_still(self, uint32_t slot, PyObject *key, PyObject *value) noexcept:
+        """Under the lock: whether that is what is in this slot."""
+        cdef Store *store = &self.store
+        return (
+            slot <= store.fresh and is_entry(store, slot)
+            and store.entries[slot].key is key and store.entries[slot].value is value
+        )
 
     def clear(self):
         """Remove all entries."""
@@ -513,7 +539,7 @@ cdef class Table(Lookup):
         total = self.store.total
         cdef uint64_t goal = total - min(wanted, total)
         while self.store.total > goal:
-            slot = self.victim(NIL)
+            slot = self.order.victim(NIL)
             if slot == NIL:
                 break
             if is_passed(self, slot):

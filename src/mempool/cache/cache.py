@@ -124,7 +124,6 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             self._account,
             self._pins,
             chosen.fixing,
-            chosen.soonest,
         )
         self._begin_loads()
         self._estimate = None if self._max_bytes is not None else Estimate()

@@ -108,7 +108,7 @@ class Yielding(Table[K, V], Generic[K, V]):
         if is_asked():
             if allowed == bound:
                 self._whole = total
-            self._allow(self._limits()[0])
+            self._allow(self._limits()[0] + self.pinned)
             grow_later(self)  # last, as it may be given back at once
         return gone * held // total
 
