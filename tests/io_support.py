@@ -47,18 +47,25 @@ class Alarm(Exception):
 
 @contextmanager
 def alarms(action: Callable[[], object] | None = None, seconds: float = 0.01) -> Iterator[None]:
-    """Signals that arrive again and again; the handler raises `Alarm`, or does something else."""
+    """Signals that arrive again and again, each some time after the last was handled; the handler raises `Alarm`, or does
+    something else."""
+    over = False
 
     def handler(number: int, frame: Any) -> None:
+        if over:
+            return
         if action is None:
             raise Alarm
         action()
+        if not over:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     old = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0 if action is None else seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
 

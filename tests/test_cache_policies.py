@@ -252,8 +252,8 @@ def test_volatile_ttl_goes_by_the_next_end() -> None:
         cache.put(key, end, ttl=end, priority=key % 5)
         cache.get(0)
     cache.resize(10)
-    assert [end for _, end, _ in told.all] == sorted(ends)[:40]
-    cache.put(1_000, 0, ttl=0.5)  # it is the next to go, and stays: it was just put
+    assert [(key % 5, end) for key, end, _ in told.all] == sorted((key % 5, end) for key, end in enumerate(ends))[:40]
+    cache.put(1_000, 0, ttl=0.5, priority=-1)  # it is the next to go, and stays: it was just put
     assert 1_000 in cache
     assert cache.popitem()[0] == 1_000
 

@@ -11,12 +11,12 @@
 cdef class Note:
     """What one entry carries."""
 
-    cdef readonly object key, version, tags
+    cdef readonly object key, version
     cdef readonly bint placed   # with an entry, which will say when it goes
     cdef object ties            # weak references to `Tagged`
 
-    def __init__(self, key, version, tags):
-        self.key, self.version, self.tags = key, version, tags
+    def __init__(self, key, version):
+        self.key, self.version = key, version
 
     def tie(self, ties):
         """Have it leave these when it goes."""

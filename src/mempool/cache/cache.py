@@ -39,7 +39,8 @@ _numbers = count(1)
 class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare.
 
-    Conventions are those of cachetools. All calls are safe from any thread; each is atomic.
+    Conventions are those of cachetools. All calls are safe from any thread; each is atomic, or is
+    so for each entry: `update`, `invalidate_tag`, `invalidate_version`.
 
     Parameters
     ----------
@@ -105,8 +106,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._policy, chosen = as_policy(policy)
         self._ttl = math.inf if ttl is None else as_lifetime(ttl)
+        as_callable(getsizeof, "getsizeof"), as_callable(clock, "clock"), as_callable(on_evict, "on_evict")
         self._name = f"cache-{next(_numbers)}" if name is None else as_name(name)
-        if as_callable(getsizeof, "getsizeof") is not None:
+        if getsizeof is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
         self._account = Account(self._name, parent=caches_account)
@@ -117,12 +119,11 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             *self._bounds_wanted(),
             OWN if self._weighed else UNIT if max_bytes is None else REAL,
             self._ttl,
-            as_callable(clock, "clock"),
-            as_callable(on_evict, "on_evict"),
+            clock,
+            on_evict,
             self._account,
             self._pins,
             chosen.fixing,
-            chosen.soonest,
         )
         self._begin_loads()
         self._estimate = None if self._max_bytes is not None else Estimate()
@@ -143,6 +144,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
 
     def __iter__(self) -> Iterator[K]:
         return walk(self, KEYS)
+
+    def _walk(self, what: int, /) -> Iterator[Any]:
+        return walk(self, what)
 
     def keys(self) -> Keys[K]:
         """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""

@@ -28,7 +28,7 @@ class Tags:
 
     def note(self, key: Any, version: Any, tags: tuple[Hashable, ...]) -> Note:
         """Return a note that is in the index: `gone` must follow, by the table or by whoever could not put it there."""
-        note = Note(key, version, tags)
+        note = Note(key, version)
         if not tags:
             return note
         ties: list[Any] = []
