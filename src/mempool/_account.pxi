@@ -104,17 +104,22 @@ cdef class Account:
             A limit here or above would be passed, also after idle memory of the pools below that account was given back.
         """
         cdef size_t size = plain_size(nbytes)
-        self._charge(size)
+        self._take(size)
         with cython.critical_section(self):
             if self._by_hand == 0 and size > 0:  # somebody holds that memory, so reports must show it
                 Py_INCREF(self)
             self._by_hand += size
+        grew(size)  # last: whom it calls may discharge already
 
     cdef inline int _charge(self, size_t size) except -1:
         """Charge what is discharged by other means than `discharge`."""
+        self._take(size)
+        grew(size)
+        return 0
+
+    cdef inline int _take(self, size_t size) except -1:
         if self._c is NULL or not mp_account_charge_ready(self._c, size):
             self._charge_slowly(size)
-        grew(size)
         return 0
 
     cdef int _charge_slowly(self, size_t size) except -1:

@@ -29,7 +29,7 @@ cdef void empty(Contents table) noexcept:
     cdef uint32_t slot
     memset(&table.store, 0, sizeof(Store))
     if table.order is not None:  # there was no memory for it
-        table.order.clear()
+        table.order.release()
     for slot in range(1, store.fresh + 1):
         if store.entries[slot].key is not NULL:
             drop(store.entries[slot].key)

@@ -284,52 +284,66 @@ cdef class Contents:
     # ---- its own memory ----
 
     cdef int grow(self, bint extras) except -1:
-        """Room for more slots, unlocked as accounts may ask others for room first."""
+        """Room for more slots, unlocked as accounts may ask others for room first. If the table changed by that: not yet."""
         cdef Store *store = &self.store
-        cdef uint64_t capacity = store.capacity, wanted
-        cdef bint sizes = self.weighing != UNIT
-        extras = extras or store.extras is not NULL
-        wanted = capacity
+        cdef uint64_t capacity = store.capacity, wanted = capacity
+        cdef int done = 0
         if is_full(store):
             wanted = min(max(2 * capacity, <uint64_t>8), max(self.most, capacity) + 1, <uint64_t>MOST_SLOTS)
             if wanted <= capacity:
                 raise MemoryError(f"a cache has room for at most {MOST_SLOTS} entries")
-        self.charge(self.nbytes_at(wanted, sizes, extras))
+        self.charge(wanted, extras, None)
         table_lock(&self.mutex)
-        cdef int done = -1
         try:
-            self.order.ready(<uint32_t>wanted)
-            done = store_reserve(store, <uint32_t>wanted, sizes, extras or store.extras is not NULL)
+            if store.capacity == capacity and self.is_paid(wanted, extras, None):
+                done = -1
+                self.order.ready(<uint32_t>wanted)
+                done = store_reserve(store, <uint32_t>wanted, self.weighing != UNIT, extras or store.extras is not NULL)
         finally:
             self.changes += 1
             table_unlock(&self.mutex)
-            if done < 0:
-                self.charge(0)
+            self.charge(0, False, None)
         if done < 0:
             raise MemoryError(f"no memory for {wanted} entries")
         return 0
 
-    cdef uint64_t nbytes_at(self, uint64_t capacity, bint sizes, bint extras) noexcept:
-        """Bytes of the table itself with so many slots."""
-        return bytes_for(capacity, sizes, extras) + (self.order.nbytes(capacity) if capacity else 0)
+    cdef uint64_t nbytes_at(self, uint64_t capacity, bint extras, Policy made) noexcept:
+        """Bytes of the table itself with so many slots, and one policy more, or None."""
+        if capacity == 0:
+            return 0
+        cdef uint64_t total = bytes_for(capacity, self.weighing != UNIT, extras) + self.order.nbytes(capacity)
+        return total if made is None else total + made.nbytes(capacity)
 
-    cdef int charge(self, uint64_t wanted) except -1:
-        """Have the account know what the table takes: so much more than it has, or just what it has."""
+    cdef uint64_t own_bytes(self) noexcept:
+        """Bytes of the table itself."""
+        return self.nbytes_at(self.store.capacity, self.store.extras is not NULL, None)
+
+    cdef int charge(self, uint64_t capacity, bint extras, Policy made) except -1:
+        """Have the account know what the table takes, or what it would take with so many slots, extras, and one policy more.
+
+        The account may have anybody make room, who may grow, clear or charge the table. So the books follow, and who wants more
+        asks `is_paid` under the lock.
+        """
+        cdef uint64_t wanted, had
         if self.account is None:
             return 0
-        cdef uint64_t now = self.nbytes_at(self.store.capacity, self.store.sizes is not NULL, self.store.extras is not NULL)
-        cdef uint64_t more = max(wanted, now) - self.charged if max(wanted, now) > self.charged else 0
-        cdef uint64_t less = self.charged - max(wanted, now) if more == 0 else 0
-        self.charged += more - less  # first, as another thread may grow the table while the account asks for room
-        if less:
-            self.account.discharge(less)
-        elif more:
-            try:
-                self.account.charge(more)
-            except BaseException:
-                self.charged -= more
-                raise
+        table_lock(&self.mutex)
+        wanted = self.nbytes_at(max(capacity, <uint64_t>self.store.capacity), extras or self.store.extras is not NULL, made)
+        had = self.charged
+        self.charged = min(had, wanted)
+        table_unlock(&self.mutex)
+        if had > wanted:
+            self.account.discharge(had - wanted)
+        elif had < wanted:
+            self.account.charge(wanted - had)
+            table_lock(&self.mutex)
+            self.charged += wanted - had
+            table_unlock(&self.mutex)
         return 0
+
+    cdef bint is_paid(self, uint64_t capacity, bint extras, Policy made) noexcept:
+        """Under the lock: whether that is charged."""
+        return self.account is None or self.charged >= self.nbytes_at(capacity, extras or self.store.extras is not NULL, made)
 
     cdef int rest(self) except -1:
         """Give the table's memory back if it is empty."""
@@ -337,11 +351,12 @@ cdef class Contents:
         table_lock(&self.mutex)
         if self.store.count == 0 and self.burying == 0 and self.store.capacity:
             store_free(&self.store)
+            self.order.release()
             self.changes += 1
             freed = True
         table_unlock(&self.mutex)
         if freed:
-            self.charge(0)
+            self.charge(0, False, None)
         return 0
 
 

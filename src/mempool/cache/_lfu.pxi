@@ -124,5 +124,10 @@ cdef class Lfu(Policy):
         memset(&self.chain, 0, sizeof(Chain))
         self.fresh = self.free = 0
 
+    cdef void release(self) noexcept nogil:
+        free(self.ranks)
+        self.ranks, self.capacity = NULL, 0
+        self.clear()
+
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         return (max(capacity, self.capacity) + 1) * sizeof(Rank)

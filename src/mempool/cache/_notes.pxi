@@ -80,6 +80,8 @@ cdef class Tagged:
             index = self.index()
             if index is not None:
                 index._remove(self.tag, self, DELETED)
+                if (<Contents?>index).store.count == 0:
+                    (<Contents>index).rest()
         return 0
 
 

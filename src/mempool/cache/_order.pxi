@@ -91,6 +91,14 @@ cdef class Order:
                 if policy is not None:
                     (<Policy>policy).limit(total)
 
+    cdef void release(self) noexcept:
+        """The table is empty: have all policies give their memory back."""
+        self.plain.release()
+        if self.others is not None:
+            for policy in self.others:
+                if policy is not None:
+                    (<Policy>policy).release()
+
     cdef void clear(self) noexcept:
         self.plain.clear()
         if self.others is not None:

@@ -134,6 +134,10 @@ cdef class Policy:
     cdef void clear(self) noexcept nogil:
         """All are gone: forget them, and who was here before."""
 
+    cdef void release(self) noexcept nogil:
+        """The same, and give all memory back: it is ready for no slot any more."""
+        self.clear()
+
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         """Bytes that it has allocated once it is ready for so many slots."""
         return 0

@@ -101,5 +101,10 @@ cdef class S3Fifo(Policy):
         memset(&self.main, 0, sizeof(Chain))
         ghosts_clear(&self.ghosts)
 
+    cdef void release(self) noexcept nogil:
+        free(self.ghosts.hashes)
+        memset(&self.ghosts, 0, sizeof(Ghosts))
+        self.clear()
+
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         return max(ghosts_for(capacity), self.ghosts.buckets) * WAYS * sizeof(uint32_t)

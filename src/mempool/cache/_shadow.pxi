@@ -161,3 +161,5 @@ cdef void shadow_free(Shadow *shadow) noexcept nogil:
     free(shadow.store.entries)
     free(shadow.store.sizes)
     free(shadow.index)
+    memset(&shadow.store, 0, sizeof(Store))
+    shadow.index, shadow.mask = NULL, 0

@@ -222,11 +222,15 @@ cdef class Table(Lookup):
     cdef int open(self, int level) except -1:
         """See that there is a policy of this priority."""
         made, others = self.order.another(), [None] * LEVELS
-        table_lock(&self.mutex)
-        try:
-            self.order.adopt(level, made, others)
-        finally:
-            table_unlock(&self.mutex)
+        while not self.order.has(level):
+            self.charge(0, False, made)
+            table_lock(&self.mutex)
+            try:
+                if self.is_paid(self.store.capacity, False, made):
+                    self.order.adopt(level, made, others)
+            finally:
+                table_unlock(&self.mutex)
+                self.charge(0, False, None)
         return 0
 
     cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
@@ -482,7 +486,7 @@ cdef class Table(Lookup):
         return (
             self.hits, self.misses, self.insertions, self.rejections, self.listener_errors, left, store.count, store.total,
             self.allowed,
-            self.nbytes_at(store.capacity, store.sizes is not NULL, store.extras is not NULL),
+            self.own_bytes(),
         )
 
     @property
@@ -574,4 +578,4 @@ cdef class Table(Lookup):
 
     def __dealloc__(self):
         empty(self)
-        self.charge(0)
+        self.charge(0, False, None)

@@ -184,6 +184,15 @@ cdef class TinyLfu(Policy):
             shadow_clear(&self.shadows[at])
         self.scale()
 
+    cdef void release(self) noexcept nogil:
+        cdef int at
+        free(self.sketch.memory)
+        memset(&self.sketch, 0, sizeof(Sketch))
+        for at in range(SHADOWS):
+            shadow_free(&self.shadows[at])
+        self.capacity = 0
+        self.clear()
+
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         capacity = max(capacity, <uint64_t>self.capacity)
         cdef uint32_t slots = max(shadow_slots(capacity >> shadow_shift(capacity)), self.shadows[0].store.capacity)

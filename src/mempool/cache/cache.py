@@ -113,7 +113,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
         self._account = Account(self._name, parent=caches_account)
         self._pins = None if self._max_bytes is None else Pins()
-        self._tags = Tags()
+        self._tags = Tags(self._account)
         self._begin(
             chosen.order,
             *self._bounds_wanted(),
@@ -309,7 +309,7 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             allowance=_shown(allowed),
             pinned=self.pinned,
             pinned_values=0 if self._pins is None else self._pins.count,
-            own_bytes=own,
+            own_bytes=own + self._tags.own_bytes,
         )
 
     @property

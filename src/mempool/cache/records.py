@@ -83,7 +83,7 @@ class CacheStats:
     pinned, pinned_values : int
         Bytes of values that left but are still viewed, as `Cache.pinned`, and how many those are.
     own_bytes : int
-        Native memory of the table itself: slots, index, policy. Keys and values are not in it.
+        Native memory of the table itself: slots, index, policies, index of tags. Keys and values are not in it.
     """
 
     hits: int

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, cast
 from weakref import ref
 
+from mempool._core import Account
 from mempool.cache._policies import MISSING, UNIT, Note, Table, Tagged
 from mempool.cache.arguments import UNBOUNDED
 from mempool.cache.records import Cause
@@ -20,9 +21,9 @@ class Tags:
 
     __slots__ = ("_index", "_reference")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account | None = None) -> None:
         self._index: Table[Hashable, Tagged] = Table()
-        self._index._begin("none", UNBOUNDED, UNBOUNDED, UNIT, math.inf, None, None, None, None)
+        self._index._begin("none", UNBOUNDED, UNBOUNDED, UNIT, math.inf, None, None, account, None)
         self._reference = ref(self._index)
 
     def note(self, key: Any, version: Any, tags: tuple[Hashable, ...]) -> Note:
@@ -47,6 +48,11 @@ class Tags:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def own_bytes(self) -> int:
+        """Native memory of the index, for which the account is charged; none when no entry has a tag."""
+        return self._index._counts()[-1]
 
     def _join(self, tag: Hashable, note: Note) -> Tagged:
         while True:
