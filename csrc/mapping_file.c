@@ -127,7 +127,10 @@ mp_status mp__file_shrink(mp_mapping *mapping, size_t rows, int *error) {
 /* With nobody viewing it. Pages go as a hole, so that a file of zeros is sparse again. */
 static mp_status clear_all(mp_mapping *mapping, int *error) {
     size_t start = mapping->skew, stop = row_end(mapping, mapping->rows), first = mp__pages(start);
-    mp_status status = clear(mapping, 0, mapping->offset, error);
+    mp_status status = MP_OK;
+    if (mapping->offset > 0 && !mp__os_file_make_hole(mapping->file, 0, mapping->offset)) {
+        status = clear(mapping, 0, mapping->offset, error);
+    }
     if (status != MP_OK || mapping->base == NULL || start == stop) return status;
     memset(mapping->base + start, 0, (first < stop ? first : stop) - start);
     if (first < stop) mp__os_zero(mapping->base + first, mp__pages(stop) - first, true);

@@ -61,6 +61,8 @@ mp_status mp__os_file_read(int file, uint64_t at, void *data, size_t *size, int 
 mp_status mp__os_file_write(int file, uint64_t at, const void *data, size_t size, int *error);
 /* Have the disk set room aside for what will be written there; the file becomes no longer. Best effort. */
 void mp__os_file_set_aside(int file, uint64_t at, size_t size);
+/* Make a hole of what is there, which reads as zeros and takes no room; false where that cannot be. */
+bool mp__os_file_make_hole(int file, uint64_t at, uint64_t size);
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error);
 /* What was written, and the length, are on the disk when it returns. */
 mp_status mp__os_file_sync(int file, int *error);

@@ -96,6 +96,17 @@ void mp__os_file_set_aside(int file, uint64_t at, size_t size) {
 #endif
 }
 
+bool mp__os_file_make_hole(int file, uint64_t at, uint64_t size) {
+#if defined(__linux__) && defined(FALLOC_FL_PUNCH_HOLE)
+    return fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)size) == 0;
+#else
+    (void)file;
+    (void)at;
+    (void)size;
+    return false;
+#endif
+}
+
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error) {
     while (ftruncate(file, (off_t)size) != 0) {
         if (errno != EINTR) return failed(error);

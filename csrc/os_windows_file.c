@@ -95,6 +95,13 @@ void mp__os_file_set_aside(int file, uint64_t at, size_t size) {
     (void)size;
 }
 
+bool mp__os_file_make_hole(int file, uint64_t at, uint64_t size) {
+    (void)file;
+    (void)at;
+    (void)size;
+    return false;
+}
+
 mp_status mp__os_file_set_size(int file, uint64_t size, int *error) {
     FILE_END_OF_FILE_INFO end = {.EndOfFile = {.QuadPart = (LONGLONG)size}};
     return SetFileInformationByHandle(handle_of(file), FileEndOfFileInfo, &end, sizeof end) ? MP_OK : failed(error);

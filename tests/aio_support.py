@@ -20,7 +20,7 @@ from mempool.aio.protocol import PooledProtocol
 from support import until
 
 # A connection that gets stuck fails its test soon.
-DEADLINE = 15.0
+DEADLINE = 60.0
 
 LOOPS = ("asyncio", "uvloop")
 KINDS = ("tcp", "tls", "unix")

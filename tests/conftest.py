@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,9 +25,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Collections need not look at thousands of collected tests: many tests collect many times."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a snippet in a fresh process: `run_python(code, *args, env=None, options=(), check=True, timeout=60)`.
+    """Run a snippet in a fresh process: `run_python(code, *args, env=None, options=(), check=True, timeout=120)`.
 
     `env` is laid over the current environment (a value of None removes), `options` go to the interpreter (`-X dev`),
     anything else to `subprocess.run`. With `check`, a failing snippet fails the test and shows what it printed.
@@ -38,7 +45,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         env: Mapping[str, str | None] | None = None,
         options: Sequence[str] = (),
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 120,
         **kwargs: Any,
     ) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}

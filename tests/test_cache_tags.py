@@ -12,7 +12,7 @@ from cache_kit import Clock, Own, Told
 from mempool.cache import Cache, Cause
 from mempool.cache._policies import MISSING, Note, Tagged
 from mempool.cache.tags import Tags
-from support import start, together
+from support import DEADLINE, start, together
 
 
 def tagged(**options: Any) -> Cache[Any, Any]:
@@ -306,14 +306,14 @@ def test_a_put_that_is_under_way_is_found_by_the_next() -> None:
         def __eq__(self, other: object) -> bool:
             if not inside.is_set():
                 inside.set()
-                assert go.wait(30)
+                assert go.wait(DEADLINE)
             return super().__eq__(other)
 
     inside, go = threading.Event(), threading.Event()
     cache: Cache[Any, int] = Cache(10)
     cache[Slow(1)] = 1
     putter = start(lambda: cache.put(Slow(2), 2, tags="t"))
-    assert inside.wait(30)
+    assert inside.wait(DEADLINE)
     assert cache.invalidate_tag("t") == 0
     go.set()
     putter.result()

@@ -151,6 +151,18 @@ def test_what_is_over_goes_before_what_is_not() -> None:
     assert sorted(cache) == ["new", "newer", "old"]
 
 
+def test_what_is_over_makes_room_for_another_value_of_what_is_over_before_it() -> None:
+    cache, clock = timed(math.inf, 10, getsizeof=lambda value: value, policy="lru")
+    cache["live"] = 3
+    cache.put("first", 1, ttl=1)
+    cache.put("second", 3, ttl=2)
+    clock.now = 5
+    cache["first"] = 6
+    assert dict(cache.items()) == {"live": 3, "first": 6}
+    stats = cache.stats()
+    assert (stats.expirations, stats.evictions) == (2, 0)
+
+
 def test_age_is_since_the_writing() -> None:
     cache, clock = timed(ttl=10)
     clock.now = 5
@@ -215,6 +227,8 @@ def test_clocks_below_nothing(start: float) -> None:
     ("said", "kind", "words"),
     [
         (math.nan, ValueError, "the clock of a cache said nan"),
+        (math.inf, ValueError, "the clock of a cache said inf"),
+        (-math.inf, ValueError, "the clock of a cache said -inf"),
         ("noon", TypeError, "the clock of a cache must return seconds, not 'noon'"),
         (None, TypeError, "the clock of a cache must return seconds, not None"),
         (1 << 2000, OverflowError, "too large"),

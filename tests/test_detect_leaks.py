@@ -9,7 +9,7 @@ import sys
 import threading
 import tracemalloc
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,9 +345,22 @@ def test_the_report_explains_itself() -> None:
 # ---- what is left as it was ----
 
 
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Nothing is frozen, as in most programs; the tests freeze what was collected."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.parametrize("freezing", [False, True])
 @pytest.mark.parametrize("tracing", [False, True])
-def test_tracing_and_freezing_are_left_as_they_were(tracing: bool) -> None:
+@pytest.mark.usefixtures("thawed")
+def test_tracing_and_freezing_are_left_as_they_were(tracing: bool, freezing: bool) -> None:
+    if freezing:
+        gc.freeze()
     frozen = gc.get_freeze_count()
+    assert (frozen > 0) == freezing
     if tracing:
         tracemalloc.start()
     try:
@@ -360,11 +373,11 @@ def test_tracing_and_freezing_are_left_as_they_were(tracing: bool) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.usefixtures("thawed")
 def test_stopping_the_tracing_is_refused() -> None:
-    frozen = gc.get_freeze_count()
     with pytest.raises(RuntimeError, match="must leave it alone"):
         detect_leaks(tracemalloc.stop, iterations=8)
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() == 0
 
 
 def test_two_runs_at_once_take_turns() -> None:

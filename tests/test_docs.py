@@ -92,7 +92,7 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", __file__, str(page)]
     environment = {**os.environ, "PYTHONPATH": str(Path(mempool.__file__).resolve().parent.parent)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
 

@@ -1,6 +1,7 @@
 """What `open_array` shows of a file is what NumPy shows of it: dtypes, shapes, orders, offsets and modes."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -331,14 +332,23 @@ def test_beyond_four_gib(path: Path, create: bool) -> None:
 
 
 def test_raw_far_away(path: Path) -> None:
-    offset = (6 << 30) + 5
+    offset = (4 << 30) + 5
     with mempool.open_array(path, "w+", dtype="<i4", shape=3, offset=offset) as array:
         array[:] = [1, 2, 3]
     assert path.stat().st_size == offset + 12
+    if sys.platform == "linux":
+        assert path.stat().st_blocks * 512 < 1 << 20  # what lies before is a hole
     assert np.fromfile(path, "<i4", offset=offset).tolist() == [1, 2, 3]
     with mempool.open_array(path, "r+", dtype="<i4", offset=offset) as array:
         array.append([4])
         assert array.array.tolist() == [1, 2, 3, 4]
+
+
+def test_what_lay_before_a_raw_array_is_gone(path: Path) -> None:
+    path.write_bytes(b"x" * 100_000)
+    with mempool.open_array(path, "w+", dtype="u1", shape=10, offset=50_001) as array:
+        array[:] = 7
+    assert path.read_bytes() == bytes(50_001) + b"\x07" * 10
 
 
 @pytest.mark.parametrize("kind", [str, os.fsencode, Path])

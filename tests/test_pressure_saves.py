@@ -25,7 +25,9 @@ LOAD = """
 import contextlib, hashlib, itertools, resource, sys
 import mempool
 from mempool._system import process
-from mempool.pressure import adaptive_batches, default_monitor, register
+from mempool.pressure import adaptive_batches, default_monitor, growth, register
+
+growth.PATIENCE = 30  # who allocates waits for the monitor's thread, even where other processes keep it from running
 
 how, begin = sys.argv[1:3]
 room, records, stages, raw, made, batch = map(int, sys.argv[3:])

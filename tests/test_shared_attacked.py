@@ -15,9 +15,10 @@ MIB = 1 << 20
 
 # Runs `action` once, before the n-th line that `work` executes in the package; returns whether there was one.
 AT_LINE = """
-import os, sys, warnings
+import gc, os, sys, warnings
 from mempool.shared import SharedPool
 import mempool.shared
+gc.freeze()  # collections have little to look at, forks little to copy
 warnings.simplefilter("ignore", DeprecationWarning)
 home = os.path.dirname(mempool.shared.__file__)
 

@@ -55,3 +55,16 @@ cdef inline uint32_t heap_due(Store *store, double now) noexcept nogil:
     if store.timed == 0 or store.extras[store.heap[1]].deadline > now:
         return NIL
     return store.heap[1]
+
+
+cdef uint32_t heap_soonest(Store *store, uint32_t keep) noexcept nogil:
+    """The entry with the next deadline but this one, or NIL."""
+    if store.timed == 0:
+        return NIL
+    if store.heap[1] != keep:
+        return store.heap[1]
+    if store.timed == 1:
+        return NIL
+    if store.timed == 2 or store.extras[store.heap[2]].deadline <= store.extras[store.heap[3]].deadline:
+        return store.heap[2]
+    return store.heap[3]

@@ -107,8 +107,8 @@ cdef class Contents:
         if not isinstance(told, (int, float)):
             raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
         said = told
-        if said != said:
-            raise ValueError("the clock of a cache said nan")
+        if said - said != 0:
+            raise ValueError(f"the clock of a cache said {said}")
         return said
 
     cdef inline bint is_over(self, uint32_t slot, double now) noexcept:

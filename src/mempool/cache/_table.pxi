@@ -15,8 +15,9 @@ cdef class Table(Lookup):
         return GenericAlias(cls, item)
 
     def __cinit__(self, *args, **kwargs):
-        self.order = Order()
-        self.order.begin(&self.store, "none")
+        order = Order()
+        (<Order>order).begin(&self.store, "none")
+        self.order = order
 
     def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0):
         """Set up, once: an empty table."""
@@ -256,10 +257,10 @@ cdef class Table(Lookup):
             table_unlock(&self.mutex)
             self.grow(extras)
         if self.ttls:
-            due = heap_due(&self.store, fresh.now)
-            while due != NIL and due != slot:
+            due = heap_soonest(&self.store, slot)
+            while due != NIL and self.is_over(due, fresh.now):
                 self.unlink(due, EXPIRED, grave)
-                due = heap_due(&self.store, fresh.now)
+                due = heap_soonest(&self.store, slot)
         return slot
 
     cdef bint fits(self, uint32_t slot, Fresh *fresh) noexcept:
@@ -364,7 +365,8 @@ cdef class Table(Lookup):
         cdef Py_hash_t full = hash_of(key)
         if expected is NULL:
             self.tell_loads(key)
-        cdef double now = self.now() if self.ttls else 0
+        # What died goes now or never, so no clock that raises is asked for it.
+        cdef double now = self.now() if self.ttls and cause != COLLECTED else -INFINITY
         cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
         cdef uint32_t grave = NIL
         cdef PyObject *value = NULL
@@ -481,15 +483,22 @@ cdef class Table(Lookup):
         return 0 if self.pins is None else self.pins.total
 
     def _bounds(self, bound, most):
-        """Change the bounds; what is beyond them leaves."""
+        """Change the bounds; what is beyond them leaves. `CacheFull`, and nothing changed, if that may not."""
         cdef uint32_t grave = NIL
         cdef uint64_t total = min(bound, UNBOUNDED), count = min(most, UNBOUNDED)
         table_lock(&self.mutex)
-        self.bound = self.allowed = total
-        self.most = count
-        self.order.limit(total)
-        self.evict(NIL, EVICTED, &grave)
+        cdef uint64_t fixed = self.fixed, fixed_count = self.fixed_count
+        if fixed <= total and fixed_count <= count:
+            self.allowed = total if self.allowed == self.bound else min(self.allowed, total)  # it is a monitor that gives it back
+            self.bound, self.most = total, count
+            self.order.limit(self.allowed)
+            self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
+        if fixed > total or fixed_count > count:
+            wanted = total if fixed > total else f"{count} entries"
+            raise CacheFull(
+                f"the cache has {fixed_count} entries of size {fixed} that may not be evicted, where the bound would be {wanted}"
+            )
         self.bury(grave)
         settle(self, NIL, NULL)
 
