@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Oops, check_idle, wait_for_waiters, without_collector
-from mempool.cache import Cache, CacheInfo, cached, hashkey, methodkey, typedkey, typedmethodkey
+from mempool.cache import Cache, CacheFull, CacheInfo, cached, hashkey, methodkey, typedkey, typedmethodkey
 from support import DEADLINE, start
 
 
@@ -273,6 +273,44 @@ def test_a_foreign_cache_that_refuses() -> None:
     load = cached(Small())(str)
     assert (load(1000), load(1)) == ("1000", "1")
     assert load.cache_info() == CacheInfo(0, 2, 3, 0)
+
+
+class Full(dict[Any, Any]):
+    """A mapping that keeps nothing."""
+
+    error: Exception = CacheFull("full")
+
+    def setdefault(self, key: Any, value: Any = None) -> Any:
+        raise self.error
+
+
+def test_a_foreign_cache_that_is_full() -> None:
+    assert cached(Full())(str)(1) == "1"
+
+
+def test_an_error_of_a_foreign_cache_is_raised() -> None:
+    broken = Full()
+    broken.error = ValueError("I/O operation on closed file")
+    with pytest.raises(ValueError, match="closed file"):
+        cached(broken)(str)(1)
+
+
+@pytest.mark.parametrize("key", [5, "id", (1, 2)])
+def test_what_makes_no_keys_is_refused(key: Any) -> None:
+    with pytest.raises(TypeError, match="key must be callable"):
+        cached(Cache(3), key=key)
+
+
+def test_a_key_function_that_is_false() -> None:
+    class One:
+        def __call__(self, *args: Any) -> str:
+            return "one key"
+
+        def __len__(self) -> int:
+            return 0
+
+    function = cached(Cache(3), key=One())(lambda number: number)
+    assert (function(1), function(2)) == (1, 1)
 
 
 def test_a_namespace_keeps_and_forgets() -> None:

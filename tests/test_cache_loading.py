@@ -109,6 +109,34 @@ def test_the_traceback_of_a_shared_exception_names_the_loader_and_does_not_grow(
         assert len(names) < 10
 
 
+def test_a_shared_exception_keeps_its_cause(cache: Cache[Any, Any]) -> None:
+    """Who waited while he handled an error of his own leaves no trace of it in the others' exception."""
+    gate = Gate()
+
+    def loader(key: str) -> Any:
+        try:
+            gate(key)
+            raise OSError("refused")
+        except OSError:
+            raise Oops  # noqa: B904  (its context is what this is about)
+
+    def ask() -> None:
+        try:
+            raise KeyError("of another request")
+        except KeyError:
+            cache.get_or_load("k", loader)
+
+    leader = start(cache.get_or_load, "k", loader)
+    assert gate.entered.wait(DEADLINE)
+    waiters = [start(ask) for _ in range(3)]
+    wait_for_waiters(cache, 3)
+    gate.go.set()
+    for thread in (*waiters, leader):
+        with pytest.raises(Oops) as caught:
+            thread.result()
+        assert isinstance(caught.value.__context__, OSError)
+
+
 def test_an_exception_is_part_of_no_cycle(cache: Cache[Any, Any]) -> None:
     class Key(Named):
         pass

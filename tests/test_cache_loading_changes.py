@@ -107,6 +107,30 @@ def test_loads_of_two_versions_are_two(cache: Cache[Any, Any]) -> None:
     assert (first.result(), second.result()) == ("old", "new")
 
 
+@pytest.mark.parametrize("versions", [(1, 2), ((1, 0), (2, 0))])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_versions_the_one_asked_for_last_stays(
+    cache: Cache[Any, Any], versions: tuple[Any, Any], order: tuple[int, int]
+) -> None:
+    gates, threads = (Gate("first"), Gate("second")), []
+    for gate, version in zip(gates, versions, strict=True):
+        threads.append(start(partial(cache.get_or_load, "k", gate, version=version)))
+        assert gate.entered.wait(DEADLINE)
+    for number in order:
+        gates[number].go.set()
+        threads[number].result()
+    assert cache["k"] == "second"
+    assert cache.get_or_load("k", oops, version=versions[1]) == "second"
+
+
+def test_a_load_of_a_version_replaces_one_without(cache: Cache[Any, Any]) -> None:
+    def loader(key: str) -> str:
+        assert start(cache.get_or_load, key, lambda key: "any").result() == "any"
+        return "of version 2"
+
+    assert cache.get_or_load("k", loader, version=2) == cache["k"] == "of version 2"
+
+
 # ---- keys ----
 
 
@@ -229,3 +253,24 @@ def test_nobody_finds_what_was_loaded_before_the_last_change(refresh_ahead: floa
         reader.result()
     until(lambda: not cache._refresher._wanted and not cache._loads.active)
     check_idle(cache)
+
+
+# ---- writes that were refused ----
+
+
+def test_a_write_that_is_refused_leaves_the_load_alone() -> None:
+    def weigh(value: Any) -> int:
+        if value is None:
+            raise Oops
+        return len(value)
+
+    cache: Cache[Any, Any] = Cache(10, getsizeof=weigh)
+
+    def loader(key: str) -> str:
+        with pytest.raises(ValueError, match="too large"):
+            cache[key] = "x" * 100
+        with pytest.raises(Oops):
+            cache[key] = None
+        return "loaded"
+
+    assert cache.get_or_load("k", loader) == cache["k"] == "loaded"

@@ -210,10 +210,14 @@ def marked(key: Any) -> Any:
     return doubled(key)
 
 
-if hasattr(inspect, "markcoroutinefunction"):
-    inspect.markcoroutinefunction(marked)
-else:
-    marked._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+def mark(loader: Any) -> Any:
+    if hasattr(inspect, "markcoroutinefunction"):
+        return inspect.markcoroutinefunction(loader)
+    loader._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return loader
+
+
+mark(marked)
 
 
 def test_coroutine_functions_of_all_kinds(cache: Cache[Any, Any]) -> None:
@@ -235,3 +239,19 @@ def test_coroutine_functions_of_all_kinds(cache: Cache[Any, Any]) -> None:
         cache.clear()
         for _ in range(2):
             assert cache.get_or_load(7, loader) == loader(7), loader
+
+
+def test_two_objects_of_one_type_may_differ(cache: Cache[Any, Any]) -> None:
+    """As compiled functions do, and the wrappers of a library: what one is says nothing of the next."""
+
+    class Wrapper:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        def __call__(self, key: Any) -> Any:
+            return self.function(key)
+
+    plain, awaited = Wrapper(doubled_at_once), mark(Wrapper(doubled))
+    for number in range(2):
+        assert cache.get_or_load(2 * number, plain) == 4 * number
+        assert asyncio.run(cache.get_or_load(2 * number + 1, awaited)) == 4 * number + 2

@@ -70,7 +70,7 @@ def test_what_is_put_back_and_leaves_again_is_pinned_once() -> None:
 
 
 def test_a_listener_that_puts_all_back_comes_to_an_end() -> None:
-    """Each put evicts the next, down to where Python ends it; to settle for pinned bytes does not do that again and again."""
+    """Each put evicts the next, down to where Python ends it; what settles for pinned bytes does not do that all over."""
     pool, views, calls = mempool.BufferPool(), [], 0
 
     def gone(key: int, value: Any, cause: Cause) -> None:

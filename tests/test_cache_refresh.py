@@ -142,13 +142,16 @@ def test_a_thread_that_cannot_be_started(cache: Cache[Any, Any], clock: Clock, m
     with monkeypatch.context() as patch:
         patch.setattr(refreshing.Thread, "start", start)
         assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
-    assert cache._refresher.failures == 1
+    assert cache._refresher.failures == cache.stats().load_errors == 1
     assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
     until(lambda: cache["k"] == "k")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Clock) -> None:
+def test_what_ends_a_thread_ends_no_refreshing(
+    cache: Cache[Any, Any], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is told of and counted, as all that fails there."""
+
     def leave(key: object) -> Any:
         raise SystemExit
 
@@ -157,11 +160,12 @@ def test_what_ends_a_thread_ends_no_refreshing(cache: Cache[Any, Any], clock: Cl
     for _ in range(2 * refreshing.THREADS):
         assert cache.get_or_load("k", leave, refresh_ahead=0) == "old"
         until(lambda: not refresh_threads())
+    assert cache.stats().load_errors == cache._refresher.failures == 2 * refreshing.THREADS
+    assert "SystemExit" in caplog.text
     assert cache.get_or_load("k", str, refresh_ahead=0) == "old"
     until(lambda: cache["k"] == "k")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_ends_all_threads_leaves_the_queue_to_others(cache: Cache[Any, Any], clock: Clock) -> None:
     count = refreshing.THREADS
     leaving = Gate(*[SystemExit] * count)
@@ -215,6 +219,18 @@ def test_a_changed_key_is_not_overwritten(
     gate.go.set()
     until(lambda: not refresh_threads())
     assert cache.get("k") == left
+
+
+def test_a_newer_version_is_not_overwritten(cache: Cache[Any, Any], clock: Clock) -> None:
+    cache.put("k", "old", version=1)
+    gate = Gate("of version 1")
+    clock.now = 9
+    assert cache.get_or_load("k", gate, version=1, refresh_ahead=0) == "old"
+    assert gate.entered.wait(DEADLINE)
+    assert cache.get_or_load("k", lambda key: "of version 2", version=2) == "of version 2"
+    gate.go.set()
+    until(lambda: not refresh_threads())
+    assert cache["k"] == "of version 2"
 
 
 @pytest.mark.parametrize(("change", "left"), CHANGES.values(), ids=CHANGES)

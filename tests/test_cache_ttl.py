@@ -200,7 +200,7 @@ def test_a_clock_that_jumps_back_lets_entries_live_longer() -> None:
     assert len(cache) == 0
 
 
-@pytest.mark.parametrize("jump", [1e308, math.inf])
+@pytest.mark.parametrize("jump", [1e300, 1e308])
 def test_a_clock_that_jumps_far_ahead_ends_all(jump: float) -> None:
     cache, clock = timed()
     cache["a"] = 1

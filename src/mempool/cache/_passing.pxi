@@ -8,8 +8,8 @@
 # memory of a pinned one that an entry keeps, too, then it counts twice, and the entry goes: so pieces of one block that are cached
 # one by one do not hold each other for ever.
 #
-# A value under several keys is kept by the cache itself. Under pressure, once all others went, such entries may go, too: how often
-# the cache has each value is found out by sorting them, then and only then.
+# A value under several keys is kept by the cache itself. Under pressure, once all others went, such entries count for what they
+# are: how often the cache has each value is found out by sorting them, then and only then.
 #
 # Who has very many entries that are viewed would look at them all at each write. So each write pays for some looks, at the first in
 # order, and what it does not use is saved for a look at everybody from time to time: over many writes that is a few looks each.

@@ -77,7 +77,8 @@ cdef class Table(Lookup):
         loader : callable
             Called with the key. A coroutine function is awaited: this returns a coroutine then, also for a hit.
         ttl, priority, tags, version
-            As for `put`. An entry of another version is loaded anew.
+            As for `put`, and looked at when something is loaded: a hit has no use for them, and does not check them. An entry of
+            another version is loaded anew.
         refresh_ahead : float, optional
             Fraction of the ttl after which a hit returns the old value and begins one load in the background.
 
@@ -178,8 +179,6 @@ cdef class Table(Lookup):
         cdef Fresh fresh
         cdef Gone old
         cdef uint32_t slot, grave = NIL
-        if claim is None:
-            self.tell_loads(key)
         fresh.hash = mixed(hash_of(key))
         fresh.size = self.weigh(value)
         if fresh.size > self.bound or self.most == 0:
@@ -187,6 +186,8 @@ cdef class Table(Lookup):
             if claim is not None:
                 return False
             raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
+        if claim is None:
+            self.tell_loads(key)
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
         fresh.claim = NULL if claim is None else <PyObject *>claim
@@ -230,7 +231,7 @@ cdef class Table(Lookup):
 
     cdef int place(self, uint32_t *slot, Fresh *fresh, bint replace, Gone *old, uint32_t *grave) noexcept:
         """Under the lock: 1 if it was put, 0 if it must not replace, -1 if nothing may go for it."""
-        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now):
+        if slot[0] != NIL and not replace and not self.is_over(slot[0], fresh.now) and not self.is_stale(slot[0], fresh):
             return 0
         if fresh.claim is not NULL and (<Claim>fresh.claim).lapsed:
             return 0
@@ -243,6 +244,13 @@ cdef class Table(Lookup):
         self.insertions += 1
         self.evict(slot[0], EVICTED, grave)
         return 1
+
+    cdef inline bint is_stale(self, uint32_t slot, Fresh *fresh) noexcept:
+        """Whether a load brings another version than is there. It began later than that, or its claim had lapsed."""
+        if fresh.claim is NULL or fresh.note is NULL or type(<object>fresh.note) is not Note:
+            return False
+        version = (<Note><object>fresh.note).version
+        return version is not None and same_version(self.note_at(slot), version) <= 0
 
     cdef uint32_t seek_room(self, Fresh *fresh, uint32_t *grave) except? 0xFFFFFFFF:
         """As `seek`, and there is a free slot, with the columns that the entry needs; what is over has left."""

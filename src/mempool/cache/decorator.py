@@ -9,6 +9,7 @@ from mempool.cache.keys import hashkey
 from mempool.cache.loading import Load, Loads, Maker, Options, is_async
 from mempool.cache.namespaces import Namespace
 from mempool.cache.read_through import ReadThrough
+from mempool.cache.records import CacheFull
 
 __all__ = ["CacheInfo", "Cached", "cached"]
 
@@ -94,7 +95,7 @@ def cached(
     Raises
     ------
     TypeError
-        `cache` is no mapping, or is given a ttl and has none.
+        `cache` is no mapping, or is given a ttl and has none; or `key` cannot be called.
 
     Examples
     --------
@@ -120,8 +121,12 @@ def cached(
     else:
         raise TypeError(f"a ttl needs a Cache, not {type(cache).__name__}")
 
+    make_key = hashkey if key is None else key
+    if not callable(make_key):
+        raise TypeError(f"key must be callable, not {key!r}")
+
     def decorate(function: Callable[P, R]) -> Cached[P, R]:
-        return cast("Cached[P, R]", _wrapped(function, cache, key or hashkey, table))
+        return cast("Cached[P, R]", _wrapped(function, cache, make_key, table))
 
     return decorate
 
@@ -179,7 +184,11 @@ class _OfMapping:
     def _keep(self, load: Load, value: Any) -> bool:
         try:
             self._mapping.setdefault(load.key, value)
-        except ValueError:  # as caches say that a value is too large
+        except CacheFull:
+            return False
+        except ValueError as error:  # as caches say it since cachetools does
+            if "too large" not in str(error):
+                raise
             return False
         return True
 

@@ -18,10 +18,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, cast
 
-from mempool.cache._policies import MISSING, Claim
+from mempool.cache._policies import MISSING, Claim, Ticket, end_load
 from mempool.cache.arguments import as_lifetime, as_priority
 from mempool.cache.tags import as_tags
 from mempool.cache.waiting import (
@@ -29,6 +28,7 @@ from mempool.cache.waiting import (
     Outcome,
     Scope,
     inside,
+    is_lost,
     running_loop,
     sleep_in_task,
     sleep_in_thread,
@@ -74,43 +74,18 @@ class Keeper(Protocol):
         """Return seconds since the entry was written, and its ttl."""
 
 
-class Load:
-    """One load: by its hash and equality also the name under which it is found."""
+class Load(Ticket):
+    """One load, and the ticket by which it is found."""
 
-    __slots__ = ("_hash", "alone", "began", "claim", "gone", "key", "options", "outcome", "scope", "waiters")
+    __slots__ = ("began", "claim", "options", "scope")
+
+    outcome: Outcome | None
 
     def __init__(self, key: Any, options: Options, *, refreshing: bool = False, loop: Any = None) -> None:
-        self._hash = hash(key)
-        self.key, self.options, self.claim = key, options, Claim(refreshing)
+        super().__init__(key, options.version)
+        self.options, self.claim = options, Claim(refreshing)
         self.scope = Scope(loop)
-        self.alone = self.gone = False
         self.began = 0.0  # of the loader, while it runs
-        self.outcome: Outcome | None = None
-        self.waiters: dict[Any, None] = {}
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Load) or self.gone or other.gone or not self._may_meet(other):
-            return False
-        return self.key is other.key or bool(self.key == other.key)
-
-    def _may_meet(self, other: "Load") -> bool:
-        if isinstance(other, _Any):
-            return True
-        return not (self.alone or other.alone) and self.options.version == other.options.version
-
-
-class _Any(Load):
-    """Equal to all loads of its key."""
-
-    __slots__ = ()
-
-    def _may_meet(self, other: Load) -> bool:
-        return True
 
 
 NO_OPTIONS = Options()
@@ -150,7 +125,7 @@ class Loads:
                 outcome = found.outcome or sleep_in_thread(found) or self._go_alone(mine)
             return outcome.result()
         finally:
-            self.end(mine)
+            end_load(mine, self.active, RETRY)
             del mine, found, outcome  # an exception names this frame
 
     async def load_async(self, table: Keeper, key: Any, make: Maker, options: Options = NO_OPTIONS) -> Any:
@@ -164,18 +139,22 @@ class Loads:
                 outcome = found.outcome or await sleep_in_task(found) or self._go_alone(mine)
             return outcome.result()
         finally:
-            self.end(mine)
+            end_load(mine, self.active, RETRY)
             del mine, found, outcome
 
     def begin(self, mine: Load) -> Load:
-        """Return the load of this key that goes on: this one, if there was none. `end` must follow, whatever happens."""
+        """Return the load of this key that goes on: this one, if there was none. `end_load` must follow, whatever happens."""
         self._mind_forks()
-        return self.active.setdefault(mine, mine)
+        while is_lost(found := self.active.setdefault(mine, mine)):
+            found.claim.lapse()
+            end_load(found, self.active, RETRY)
+        return found
 
     def has(self, load: Load) -> bool:
         """Tell whether a load of this key goes on."""
         self._mind_forks()
-        return load in self.active
+        found = self.active.get(load)
+        return found is not None and not is_lost(found)
 
     def lead(self, table: Keeper, mine: Load, make: Maker) -> Any:
         """Load and keep."""
@@ -211,33 +190,35 @@ class Loads:
 
     def _made(self, table: Keeper, mine: Load, value: Any) -> Any:
         """Keep and count what the loader made."""
+        if mine.version is not None:
+            self._overtake(mine)
         table._keep(mine, value)
         self._time(mine)
         self.loaded += 1
         return value
 
+    def _overtake(self, mine: Load) -> None:
+        """Have loads of this key that began earlier, for other versions, keep nothing: the version asked for last stays."""
+        for load in list(self.active):  # in the order in which they began
+            if load is mine or mine.claim.lapsed:
+                return
+            if (
+                hash(load) == hash(mine)
+                and load.version != mine.version
+                and (load.key is mine.key or load.key == mine.key)
+            ):
+                load.claim.lapse()
+
     def _failed(self, mine: Load, error: Exception) -> None:
         """Tell who waits, and count: the loader raised, or the cache as it should have kept the value."""
         self._time(mine)
         self.failed += 1
-        mine.outcome = Outcome(None, error, error.__traceback__)
+        mine.outcome = Outcome(None, error)
 
     def _time(self, mine: Load) -> None:
         if mine.began:
             self.seconds += perf_counter() - mine.began
             mine.began = 0.0
-
-    def end(self, mine: Load) -> None:
-        """Take the load out of sight, and wake who waits: for its outcome or, if it has none, to try again.
-
-        It needs no deeper stack than `begin` did, so that it works where a recursion without end ended.
-        """
-        if mine.outcome is None:
-            mine.outcome = RETRY
-        mine.gone = True
-        for waiter in list(mine.waiters):
-            waiter.wake()
-        self.active.pop(mine, None)
 
     def _go_alone(self, mine: Load) -> Outcome:
         """Load beside the load that goes on, for to wait would never end."""
@@ -261,8 +242,8 @@ class Loads:
         """Have no load that goes on keep its value under this key. To be called before the table changes."""
         if not self.active:
             return
-        probe = _Any(key, NO_OPTIONS)
-        while (load := self.active.get(probe)) is not None:
+        probe = Ticket(key, None, True)
+        while (load := self.active.get(cast(Load, probe))) is not None:
             self._drop(load)
 
     def forget_tag(self, tag: Hashable) -> None:
@@ -305,7 +286,6 @@ def _plain(value: Any) -> Any:
 
 _COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect itself is 14 ms of imports
 _PLAIN = (BuiltinFunctionType, type)
-_of_type: "WeakKeyDictionary[type, bool]" = WeakKeyDictionary()
 
 
 def is_async(loader: Loader) -> bool:
@@ -324,15 +304,11 @@ def is_async(loader: Loader) -> bool:
 
 
 def _is_async_object(loader: Loader) -> bool:
-    """Ask once for each type of objects that can be called."""
+    """Ask the object, each time: of two of one type, such as compiled functions and wrappers, one may be marked."""
     if not callable(loader):
         raise TypeError(f"a loader must be callable, not {loader!r}")
-    kind = type(loader)
-    known = _of_type.get(kind)
-    if known is None:
-        call = kind.__call__
-        known = _of_type[kind] = _is_marked(loader) or (isinstance(call, FunctionType) and is_async(call))
-    return known
+    call = type(loader).__call__
+    return (isinstance(call, FunctionType) and is_async(call)) or _is_marked(loader)
 
 
 def _is_marked(loader: Loader) -> bool:

@@ -14,9 +14,10 @@ from contextvars import copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from mempool.cache._policies import end_load
 from mempool.cache.loading import Keeper, Load, Loads, Maker, Options
 from mempool.cache.records import log
-from mempool.cache.waiting import running_loop, step_out
+from mempool.cache.waiting import RETRY, Outcome, is_lost, running_loop, step_out
 
 if TYPE_CHECKING:
     import asyncio
@@ -133,7 +134,7 @@ class Refresher:
             self._process, self._wanted = os.getpid(), {}
         other = self._wanted.setdefault(wanted, wanted)
         if other is not wanted:
-            if other.scope.loop is not None and other.scope.loop.is_closed():  # its task never ran
+            if is_lost(other):  # its task never ran
                 self._begun(other)
             return
         try:
@@ -141,6 +142,9 @@ class Refresher:
         except Exception as error:
             self._begun(wanted)
             self._failed(error)
+        except BaseException:  # a signal's handler
+            self._begun(wanted)
+            raise
 
     def _start(self, table: Keeper, wanted: _Wanted, make: Maker, awaited: bool) -> None:
         if not awaited:
@@ -149,6 +153,9 @@ class Refresher:
         loop = running_loop()
         if loop is None:
             raise RuntimeError("a coroutine function refreshes in asyncio only")
+        for task in list(self._tasks):
+            if task.get_loop().is_closed():
+                self._tasks.discard(task)
         task = loop.create_task(self.reload_async(table, wanted, make))
         self._tasks.add(task)  # a loop holds its tasks weakly
         task.add_done_callback(lambda task: self._done(task, wanted))
@@ -168,10 +175,11 @@ class Refresher:
         try:
             if self._begins(mine, wanted, table):
                 self._loads.lead(table, mine, make)
-        except Exception as error:
-            self._failed(error)
+        except BaseException as error:  # SystemExit ends no thread of ours, nor the program, but is not lost
+            self._failed(error, mine.outcome)
         finally:
-            self._loads.end(mine)
+            end_load(mine, self._loads.active, RETRY)
+            del mine  # what was raised names this frame
 
     async def reload_async(self, table: Keeper, wanted: _Wanted, make: Maker) -> None:
         """Do so in a task."""
@@ -181,17 +189,20 @@ class Refresher:
             if self._begins(mine, wanted, table):
                 await self._loads.lead_async(table, mine, make)
         except Exception as error:
-            self._failed(error)
+            self._failed(error, mine.outcome)
         finally:
-            self._loads.end(mine)
+            end_load(mine, self._loads.active, RETRY)
+            del mine  # what was raised names this frame
 
     def _begins(self, mine: Load, wanted: _Wanted, table: Keeper) -> bool:
         first = self._loads.begin(mine) is mine
         self._begun(wanted)
         return first and wanted.is_due(table)
 
-    def _failed(self, error: Exception) -> None:
-        """Tell of the first one; count all. The old value stays until its time is over."""
+    def _failed(self, error: BaseException, outcome: Outcome | None = None) -> None:
+        """Tell of the first one; count all, but what the load counted. The old value stays until its time is over."""
         self.failures += 1
+        if outcome is None or outcome.error is not error:
+            self._loads.failed += 1
         if self.failures == 1:
             log.warning("refreshing an entry failed; further failures are counted only", exc_info=error)

@@ -7,6 +7,10 @@ A *scope* is what a load is to others. Code that runs inside a load, in its thre
 scopes to the load waited for. A thread that sleeps stops its event loop too: an edge from each load of that loop. Who would
 close a circle does not wait.
 
+What never ends a load, without a word: a loop that is closed while its task loads, and the end of the interpreter, where daemon
+threads run no more. So who waits for a task looks from time to time whether its loop is closed (there is nobody who would tell),
+and who waits at the end of the interpreter does not.
+
 There is no lock: whoever begins to wait first writes down what he waits for, then looks (at the outcome, and for a circle), and
 whoever ends a load first writes down its outcome, then looks who waits. So one of both sees the other; of two that close a
 circle at once both may see it, which costs a second load and hangs nobody. A lock was rejected: finalisers and signal handlers,
@@ -15,7 +19,6 @@ which may load, run between any two steps of who holds it.
 
 import os
 import sys
-from contextlib import suppress
 from contextvars import ContextVar
 from threading import Lock, get_ident
 from types import TracebackType
@@ -30,6 +33,7 @@ __all__ = [
     "Scope",
     "Waitable",
     "inside",
+    "is_lost",
     "running_loop",
     "sleep_in_task",
     "sleep_in_thread",
@@ -40,22 +44,26 @@ __all__ = [
 class Outcome:
     """How a load ended: with a value, with an exception, or without either, so that who waited must try again."""
 
-    __slots__ = ("error", "trace", "value")
+    __slots__ = ("context", "error", "trace", "value")
 
-    def __init__(self, value: Any = None, error: Exception | None = None, trace: TracebackType | None = None) -> None:
-        self.value, self.error, self.trace = value, error, trace
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value, self.error = value, error
+        self.trace: TracebackType | None = None if error is None else error.__traceback__
+        self.context: BaseException | None = None if error is None else error.__context__
 
     def result(self) -> Any:
-        """Return the value or raise the exception, with the traceback of the load and no other waiter's."""
+        """Return the value or raise the exception, with the traceback and the context of the load and no other waiter's."""
         if self.error is None:
             return self.value
         try:
             raise self.error.with_traceback(self.trace)
         finally:
+            self.error.__context__ = self.context  # to raise it put there what this waiter was handling
             del self  # the exception names this frame, which would name the exception
 
 
 RETRY = Outcome()
+GLANCE = 0.25  # seconds between two looks whether a loop was closed
 
 
 class Scope:
@@ -75,25 +83,25 @@ class Waitable(Protocol):
 
     scope: Scope
     outcome: Outcome | None
-    waiters: "dict[ThreadWaiter | TaskWaiter, None]"
+
+    @property
+    def waiters(self) -> "dict[ThreadWaiter | TaskWaiter, None]":
+        """Who waits."""
 
 
 class ThreadWaiter:
     """A thread that sleeps on a lock."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_lock", "wake")
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._lock.acquire()
+        self.wake = self._lock.release  # no function of Python, in which a signal's handler could run
 
-    def wake(self) -> None:
-        """End its sleep."""
-        self._lock.release()
-
-    def sleep(self) -> None:
-        """Sleep until woken; Ctrl-C interrupts."""
-        self._lock.acquire()
+    def sleep(self, seconds: float) -> bool:
+        """Sleep until woken, or so long; whether it was woken. Ctrl-C interrupts."""
+        return self._lock.acquire(timeout=seconds)
 
 
 class TaskWaiter:
@@ -106,11 +114,10 @@ class TaskWaiter:
         self.future = loop.create_future()
 
     def wake(self) -> None:
-        """End its sleep, if its loop still runs; from any thread."""
+        """End its sleep; from any thread. `RuntimeError`: its loop is closed, and nobody waits there."""
         if running_loop() is self._loop:
             self._awake()
-            return
-        with suppress(RuntimeError):  # the loop is closed: nobody waits there
+        else:
             self._loop.call_soon_threadsafe(self._awake)
 
     def _awake(self) -> None:
@@ -180,6 +187,12 @@ def _never_ends(load: Waitable, scopes: tuple[Scope, ...], loop: "asyncio.Abstra
     return False
 
 
+def is_lost(load: Waitable) -> bool:
+    """Whether its loop was closed before the load ended: nobody will end it."""
+    loop = load.scope.loop
+    return loop is not None and load.outcome is None and loop.is_closed()
+
+
 class _Wait:
     """The edges of one wait, written down while it lasts."""
 
@@ -214,9 +227,11 @@ def sleep_in_thread(load: Waitable) -> Outcome | None:
     try:
         wait.begin()
         if load.outcome is None:
-            if _never_ends(load, wait.scopes, None):
+            if sys.is_finalizing() or _never_ends(load, wait.scopes, None):
                 return None
-            waiter.sleep()
+            while not waiter.sleep(-1 if load.scope.loop is None else GLANCE):
+                if is_lost(load):
+                    return RETRY
         return load.outcome
     finally:
         wait.end()
@@ -234,7 +249,12 @@ async def sleep_in_task(load: Waitable) -> Outcome | None:
         if load.outcome is None:
             if _never_ends(load, wait.scopes, loop):
                 return None
-            await waiter.future
+            if load.scope.loop is None or load.scope.loop is loop:
+                await waiter.future
+            while not waiter.future.done():
+                await asyncio.wait((waiter.future,), timeout=GLANCE)
+                if is_lost(load):
+                    return RETRY
         return load.outcome
     finally:
         wait.end()
