@@ -263,7 +263,7 @@ class S3Fifo(Model):
 
 
 class Soonest(Model):
-    """All have a deadline, and the next one goes, whatever its priority; values are said to know it."""
+    """All have a deadline, and the next one goes; values are said to know it."""
 
     def __init__(self, deadlines: dict[Any, float]) -> None:
         super().__init__()

@@ -138,6 +138,7 @@ def test_views_are_live_and_count_nothing() -> None:
     assert 30 not in values
     assert (1, 20) not in items
     assert (9, 9) not in items
+    assert not any(item in items for item in ((1, 10, 0), (1,), 1, "ab"))
     assert (len(keys), len(values), len(items)) == (3, 3, 3)
     assert keys & {1, 5} == {1}
     assert items ^ {(0, 0), (1, 10), (2, 20), (3, 30)} == {(3, 30)}
@@ -436,7 +437,7 @@ def test_resize_refuses_what_is_no_bound() -> None:
         ({}, TypeError, "a cache needs a bound: maxsize, max_bytes or both"),
         ({"maxsize": True}, TypeError, "maxsize must be an int or inf, not True"),
         ({"maxsize": 1.5}, TypeError, "maxsize must be an int or inf, not 1.5"),
-        ({"maxsize": "10"}, TypeError, "maxsize must be an int or inf, not '10'"),
+        ({"maxsize": "10"}, TypeError, "maxsize must be an int or inf, not '10'; a bound in bytes is max_bytes"),
         ({"maxsize": math.nan}, TypeError, "maxsize must be an int or inf, not nan"),
         ({"maxsize": -math.inf}, TypeError, "maxsize must be an int or inf, not -inf"),
         ({"maxsize": -1}, ValueError, "maxsize must not be negative, got -1"),
@@ -461,8 +462,12 @@ def test_resize_refuses_what_is_no_bound() -> None:
     ],
 )
 def test_arguments_that_make_no_sense_are_named(arguments: Any, kind: type[Exception], words: str) -> None:
+    cache: Cache[int, int] = Cache.__new__(Cache)
     with pytest.raises(kind, match=words):
-        Cache(**arguments)
+        Cache.__init__(cache, **arguments)
+    Cache.__init__(cache, 3)  # nothing was begun
+    cache[1] = 1
+    assert repr(cache).endswith(": 1 entries, size 1 of 3>")
 
 
 @pytest.mark.parametrize(

@@ -467,3 +467,42 @@ def test_full_is_said_and_nothing_changed() -> None:
     assert not heard
     cache[1] = 3
     assert check(cache) == {1: 3, (2, "b"): 2}
+
+
+@pytest.mark.parametrize("kind", ["Cache(10, policy='lru')", "Cache(10)", "Table()"])
+def test_a_collection_while_a_cache_dies_leaves_it_alone(kind: str, run_python: Callable[..., Any]) -> None:
+    """The callback of a weak reference to it runs Python, so that the collector may come in between."""
+    code = f"""
+    import gc, weakref
+    from mempool.cache import Cache
+    from mempool.cache._policies import Table
+
+    told = []
+    for _ in range(20):
+        cache = {kind}
+        reference = weakref.ref(cache, lambda _: told.append(gc.collect()))
+        del cache
+    assert len(told) == 20 and not any(told), told
+    """
+    run_python(code)
+
+
+def test_no_memory_for_a_cache_is_a_memory_error(run_python: Callable[..., Any]) -> None:
+    pytest.importorskip("_testcapi")
+    code = """
+    import _testcapi
+    from mempool.cache import Cache
+
+    Cache(5)
+    failed = 0
+    for start in range(60):
+        _testcapi.set_nomemory(start, start + 1)
+        try:
+            Cache(5)
+        except MemoryError:
+            failed += 1
+        finally:
+            _testcapi.remove_mem_hooks()
+    assert failed > 5
+    """
+    run_python(code)

@@ -21,7 +21,7 @@ VOLATILE = {
     "volatile-ttl": None,
     "noeviction": EXACT["fifo"],
 }
-INEXACT = sorted({policy.order for policy in POLICIES.values()} - set(EXACT) - {"none"})
+INEXACT = sorted({policy.order for policy in POLICIES.values()} - set(EXACT) - {"none", "soonest"})
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -48,11 +48,7 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def model_of(self) -> Levels | None:
         if self.policy == "volatile-ttl":
-            one = Soonest(self.deadlines)
-            model = Levels(lambda: one, self.bound, not self.weighed)  # type: ignore[arg-type, return-value]
-            model.of(0)
-            model.of = lambda level: one  # type: ignore[method-assign]
-            return model
+            return Levels(lambda: Soonest(self.deadlines), self.bound, not self.weighed)  # type: ignore[arg-type, return-value]
         order = EXACT.get(self.policy) or VOLATILE.get(self.policy)
         return order and Levels(order, self.bound, not self.weighed)
 

@@ -3,11 +3,13 @@
 import asyncio
 import copy
 import pickle
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from itertools import count
 from typing import Any
 
 import pytest
 
+import mempool
 from cache_kit import Told
 from mempool.cache import Cache, Cause, NamespaceKey
 
@@ -37,7 +39,7 @@ def test_it_is_a_mutable_mapping(cache: Cache[Any, Any]) -> None:
     assert (1, "a") in users.items()
     assert users.get(1) == "a"
     assert users.get("c") is None
-    assert users.get("c", 5) == 5
+    assert users.get("c", 5) == users.get("c", default=5) == 5
     assert users.setdefault("d", 4) == 4
     assert users.setdefault("d", 5) == 4
     assert users.pop("d") == 4
@@ -51,6 +53,90 @@ def test_it_is_a_mutable_mapping(cache: Cache[Any, Any]) -> None:
     assert not users
     with pytest.raises(KeyError):
         users.popitem()
+
+
+def test_views_are_live_and_count_nothing() -> None:
+    cache: Cache[Any, Any] = Cache(3, policy="lru")
+    users, groups = cache.namespace("users"), cache.namespace("groups")
+    keys, values, items = users.keys(), users.values(), users.items()
+    users[1], users[2], groups[3] = "a", "b", "c"
+    before = cache.stats()
+    assert (sorted(keys), sorted(values), sorted(items)) == ([1, 2], ["a", "b"], [(1, "a"), (2, "b")])
+    assert (1 in keys, 3 in keys, "b" in values, "c" in values) == (True, False, True, False)
+    assert ((2, "b") in items, (2, "a") in items, (3, "c") in items) == (True, False, False)
+    assert (len(keys), len(values), len(items)) == (2, 2, 2)
+    assert keys & {1, 5} == {1}
+    assert users == {1: "a", 2: "b"}
+    assert cache.stats() == before
+    cache["new"] = "d"
+    assert dict(items) == {2: "b"}
+
+
+def test_what_leaves_during_a_look_raises_nothing() -> None:
+    ticks = count()
+    cache: Cache[Any, int] = Cache(100, ttl=50, clock=lambda: next(ticks))
+    users = cache.namespace("users")
+    for number in range(40):
+        users[number] = number
+    assert len(list(users.values())) < 40
+    for number in range(40):
+        users[number] = number
+    seen = []
+    for key, _ in users.items():
+        seen.append(key)
+        users.clear()
+    assert len(seen) == 1
+
+
+class Interrupting:
+    """A key that does something when it is hashed, as another thread might then."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self.then: Callable[[], object] | None = None
+        self.later = then
+
+    def arm(self) -> None:
+        self.then = self.later
+
+    def __hash__(self) -> int:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return 1
+
+
+def test_popitem_is_one_step(cache: Cache[Any, Any]) -> None:
+    def between() -> None:
+        users.clear()
+        users["still"] = "here"
+
+    users = cache.namespace("users")
+    key = Interrupting(between)
+    users[key] = "first"
+    before = cache.stats().hits
+    key.arm()
+    assert users.popitem() == ("still", "here")
+    assert cache.stats().hits == before
+    with pytest.raises(KeyError, match="Namespace is empty"):
+        users.popitem()
+
+
+def test_popitem_takes_of_its_own_alone(cache: Cache[Any, Any]) -> None:
+    users = cache.namespace("users")
+    cache["plain"], users[1], users[2] = "p", "a", "b"
+    assert sorted(users.popitem() for _ in range(2)) == [(1, "a"), (2, "b")]
+    assert dict(cache.items()) == {"plain": "p"}
+
+
+def test_buffers_that_are_removed_are_no_leak(cache: Cache[Any, Any]) -> None:
+    with mempool.BufferPool(name="namespaces") as pool:
+        users = cache.namespace("users")
+        for key in range(3):
+            users[key] = pool.acquire("4KiB")
+        del users[0]
+        assert users.invalidate(1)
+        users.clear()
+        assert (pool.stats().live, pool.stats().dropped) == (0, 0)
 
 
 @pytest.mark.parametrize("call", ["__getitem__", "__delitem__", "pop"])

@@ -252,8 +252,8 @@ def test_volatile_ttl_goes_by_the_next_end() -> None:
         cache.put(key, end, ttl=end, priority=key % 5)
         cache.get(0)
     cache.resize(10)
-    assert [end for _, end, _ in told.all] == sorted(ends)[:40]
-    cache.put(1_000, 0, ttl=0.5)  # it is the next to go, and stays: it was just put
+    assert [(key % 5, end) for key, end, _ in told.all] == sorted((key % 5, end) for key, end in enumerate(ends))[:40]
+    cache.put(1_000, 0, ttl=0.5, priority=-1)  # it is the next to go, and stays: it was just put
     assert 1_000 in cache
     assert cache.popitem()[0] == 1_000
 
@@ -325,3 +325,38 @@ def test_sieve_has_the_hits_of_its_paper(size: int) -> None:
     rng = random.Random(5)
     trace = [min(int(rng.paretovariate(0.7)), 2000) + number // 500 for number in range(20_000)]
     assert hits(Cache(size, policy="sieve"), trace) == sieve_hits(trace, size)
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"])
+def test_resize_below_what_may_not_go_is_refused(policy: str) -> None:
+    cache: Cache[int, int] = Cache(10, policy=policy, getsizeof=lambda value: value)
+    for number in range(5):
+        cache[number] = 2
+    before = cache.stats()
+    with pytest.raises(CacheFull, match="5 entries of size 10 that may not be evicted, where the bound would be 9"):
+        cache.resize(9)
+    assert cache.stats() == before
+    cache[0] = 1
+    cache.resize(9)
+    assert (len(cache), cache.currsize, cache.maxsize) == (5, 9, 9)
+    cache[1] = 1
+    assert cache.currsize == 8
+
+
+def test_resize_counts_entries_that_may_not_go() -> None:
+    cache: Cache[int, bytes] = Cache(10, max_bytes="1MiB", policy="noeviction")
+    for number in range(10):
+        cache[number] = b""
+    with pytest.raises(CacheFull):
+        cache.resize(9)
+    assert (cache.maxsize, cache.max_bytes, len(cache)) == (10, 1 << 20, 10)
+    cache.resize(10, max_bytes="1KiB")
+    assert (cache.maxsize, cache.max_bytes, len(cache)) == (10, 1 << 10, 10)
+
+
+def test_resize_has_those_go_that_may() -> None:
+    cache: Cache[int, int] = Cache(10, policy="volatile-lru")
+    for number in range(5):
+        cache.put(number, number, ttl=None if number % 2 else 100)
+    cache.resize(2)
+    assert sorted(cache) == [1, 3]

@@ -179,18 +179,17 @@ def test_an_estimate_does_not_jump_between_steps() -> None:
     assert sizes[-1] == 0
 
 
-def test_a_value_that_has_no_size_is_an_error_of_the_cache_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_that_has_no_size_keeps_nobody_from_shrinking() -> None:
     class Odd:
         def __sizeof__(self) -> int:
             raise LookupError("no size today")
 
-    odd, other = Cache(10, name="odd"), by_bytes(100)
-    shrinker = Shrinker([odd, other], resident=lambda: 0)
-    odd[1] = Odd()
+    cache, other = Cache[int, Any](10), by_bytes(100)
+    cache.update({1: Odd(), 2: Value(KIB)})
+    assert cache.nbytes == 2 * KIB  # as the others
+    shrinker = Shrinker([cache, other], resident=lambda: 0)
     shrinker(event())
-    odd.clear()
-    assert len(other) == 0
-    assert "no size today" in caplog.text
+    assert (len(cache), len(other)) == (0, 0)
 
 
 def event(level: mempool.pressure.Level = CRITICAL) -> mempool.pressure.PressureEvent:
@@ -454,3 +453,63 @@ def test_a_cache_all_of_which_is_viewed_is_not_emptied_for_nothing() -> None:
     assert cache.shrink(1 << 40) == 0
     Shrinker([cache], resident=lambda: 0)(event())
     assert len(cache) == len(views) == 40
+
+
+@pytest.mark.parametrize("bounds", [(), (1000,), (900,), (2000,)])
+def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) -> None:
+    cache: Cache[int, bytes] = Cache(1000, policy="lru")
+    for number in range(1000):
+        cache[number] = bytes(100)
+    monitor = PressureMonitor(
+        Thresholds(main=1000, critical=1200), sources=[lambda: (1100, None)], reclaim=[cache], min_dwell=0
+    )
+    assert monitor.poll() == HIGH
+    allowed = cache.stats().allowance
+    assert allowed < 900
+    cache.resize(*bounds)
+    for number in range(2000):
+        cache[number] = bytes(100)
+    assert cache.stats().allowance == len(cache) == allowed
+    cache.resize(100)
+    assert cache.stats().allowance == len(cache) == 100
+
+
+@pytest.mark.parametrize(("mode", "background"), [("aggressive", None), ("standard", False), ("standard", True)])
+def test_a_cleanup_in_a_callback_leaves_the_allowance(mode: Any, background: bool | None) -> None:
+    cache = filled(Cache(1000), 1000)
+    bench = Bench()
+    reports: list[mempool.pressure.CleanupReport] = []
+    bench.monitor.on(HIGH, lambda _: reports.append(mempool.cleanup(mode, background=background)))
+    bench.at(1010)
+    assert reports[0].wait(30)
+    assert len(cache) == (0 if mode == "aggressive" else 750)
+    assert cache.stats().allowance == 1000
+
+
+def test_a_monitor_that_is_stopped_by_what_leaves_gives_all_back() -> None:
+    cache: Cache[int, Value] = Cache(1000, on_evict=lambda *_: bench.monitor.stop())
+    filled(cache, 1000)
+    bench = Bench()
+    bench.monitor.on(HIGH, lambda _: cache.shrink(1 << 40))
+    bench.at(1010)
+    assert (len(cache), cache.stats().allowance) == (950, 1000)
+
+
+def test_a_bound_that_is_raised_while_it_grows_back_holds() -> None:
+    class Raising(Cache[int, Value]):
+        def _limits(self) -> tuple[int, int, int]:
+            found = super()._limits()
+            if raising:
+                raising.clear()
+                self.resize(2000)  # as another thread could
+            return found
+
+    raising: list[int] = []
+    cache = Raising(1000)
+    filled(cache, 1000)
+    bench = Bench()
+    bench.monitor.on(HIGH, lambda _: cache.shrink(1 << 40))
+    bench.at(1010)
+    raising.append(1)
+    bench.monitor.stop()
+    assert cache.stats().allowance == 2000

@@ -1,16 +1,18 @@
 """Caches shrink in turn, step by step, and no further than the monitor that asks needs; then they grow back while nothing grows."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from mempool.pressure import Level, PressureMonitor, Shrinker, Thresholds
-from mempool.pressure.regrowth import fresh_level, grow_later, is_relieved
+from mempool.pressure.regrowth import Regrowth, fresh_level, grow_later, is_asked, is_relieved
 from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Memory
-from support import MIB, start
+from support import MIB, start, together
 
 NOTHING = Thresholds(main=1 << 60)
 
@@ -28,8 +30,9 @@ class Cache:
         self.asked.append(self.name)
         self.nbytes -= nbytes
         self.memory.used -= nbytes
-        if grow_later(self):
+        if is_asked():
             self.allowed = self.nbytes
+            grow_later(self)
         return nbytes
 
     def _grow(self, whole: bool = False) -> bool:
@@ -295,3 +298,90 @@ def test_who_asks_is_known_to_its_thread_alone() -> None:
     bench.at(1300)
     assert seen == [False, True]
     assert grow_later(bench.caches[0]) is False
+
+
+def test_tasks_that_a_callback_creates_do_not_ask() -> None:
+    bench = Caches(500)
+    (cache,) = bench.caches
+    bench.shrinker.cancel()
+
+    async def later() -> bool:
+        return grow_later(cache)
+
+    async def run() -> bool:
+        tasks: list[asyncio.Task[bool]] = []
+        bench.monitor.on(HIGH, lambda _: tasks.append(asyncio.ensure_future(later())))
+        bench.at(1100)
+        return await tasks[0]
+
+    assert asyncio.run(run()) is False
+
+
+# ---- several monitors, and those that are stopped meanwhile
+
+
+def test_a_monitor_that_a_callback_stopped_keeps_nothing() -> None:
+    bench = Caches(500)
+    (cache,) = bench.caches
+    bench.monitor.on(HIGH, lambda _: bench.monitor.stop(), priority=1)
+    bench.at(1100)
+    assert (cache.nbytes < 500, cache.allowed) == (True, 500)
+    assert len(bench.monitor._regrowth) == 0
+    cache.shrink(10)
+    assert cache.allowed == 500
+
+
+def two() -> tuple[Caches, Bench, Cache]:
+    """Return two monitors that had one cache shrink."""
+    bench, cache = shrunk()
+    other = Bench()
+    other.monitor.on(HIGH, lambda _: cache.shrink(1))
+    other.at(1100)
+    return bench, other, cache
+
+
+@pytest.mark.parametrize("end", [lambda other: other.at(100, 2.0), lambda other: other.monitor.stop()])
+def test_what_two_had_shrunk_grows_back_when_both_are_calm(end: Callable[[Bench], object]) -> None:
+    bench, other, cache = two()
+    low = cache.allowed
+    end(other)
+    assert cache.allowed == low
+    bench.at(500, 2.0)
+    other.at(100, 2.0)
+    assert cache.allowed == low + 25
+    bench.monitor.stop()
+    assert cache.allowed == 500
+
+
+def test_one_that_goes_leaves_it_to_the_other() -> None:
+    bench, other, cache = two()
+    low = cache.allowed
+    del other
+    gc.collect()
+    assert cache.allowed == low
+    bench.at(500, 2.0)
+    assert cache.allowed == low + 25
+
+
+def test_of_two_that_leave_it_to_each_other_one_keeps_it() -> None:
+    item = Cache(Memory(0), 1000, [])
+    for _ in range(200):
+        both = [Regrowth(), Regrowth()]
+        for one in both:
+            one.add(item)
+        item.allowed = 0
+        together([partial(one._let_grow, whole=False) for one in both])
+        assert sum(map(len, both)) >= 1
+
+
+def test_what_shrinks_while_it_grows_back_is_not_forgotten() -> None:
+    regrowth, item = Regrowth(), Cache(Memory(0), 1000, [])
+
+    def grow(whole: bool = False) -> bool:
+        regrowth.add(item)  # another thread has it shrink
+        return True
+
+    item._grow = grow  # type: ignore[method-assign]
+    regrowth.add(item)
+    regrowth._let_grow(whole=False)
+    assert len(regrowth) == 1

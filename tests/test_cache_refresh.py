@@ -199,6 +199,7 @@ def test_what_is_no_number_is_refused(cache: Cache[Any, Any], fraction: Any) -> 
 CHANGES: dict[str, tuple[Callable[[Cache[Any, Any]], object], Any]] = {
     "invalidated": (lambda cache: cache.invalidate("k"), None),
     "deleted": (lambda cache: cache.pop("k"), None),
+    "popped": (lambda cache: [cache.popitem() for _ in range(len(cache))], None),
     "cleared": (lambda cache: cache.clear(), None),
     "by tag": (lambda cache: cache.invalidate_tag("t"), None),
     "written": (lambda cache: cache.put("k", "written"), "written"),

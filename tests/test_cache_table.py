@@ -428,3 +428,20 @@ def test_nothing_is_left_behind() -> None:
         work()
     gc.collect()
     assert len(gc.get_objects()) <= before + 5
+
+
+def test_a_key_that_comes_when_the_one_it_was_compared_with_dies_is_no_second_one() -> None:
+    cache: Cache[Any, Any] = Cache(100, policy="lru")
+    key = Key("key")
+    leaving: list[Any] = []
+
+    class Last(Key):
+        def __del__(self) -> None:
+            cache[key] = "from __del__"
+
+    leaving.append(Last("old", on_eq=lambda: leaving and cache.pop(leaving.pop())))
+    cache[leaving[0]] = 1
+    cache[key] = "mine"
+    assert not leaving
+    assert list(cache.items()) == [(key, "mine")]
+    assert len(cache) == 1

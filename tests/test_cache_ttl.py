@@ -151,6 +151,18 @@ def test_what_is_over_goes_before_what_is_not() -> None:
     assert sorted(cache) == ["new", "newer", "old"]
 
 
+def test_what_is_over_makes_room_for_another_value_of_what_is_over_before_it() -> None:
+    cache, clock = timed(math.inf, 10, getsizeof=lambda value: value, policy="lru")
+    cache["live"] = 3
+    cache.put("first", 1, ttl=1)
+    cache.put("second", 3, ttl=2)
+    clock.now = 5
+    cache["first"] = 6
+    assert dict(cache.items()) == {"live": 3, "first": 6}
+    stats = cache.stats()
+    assert (stats.expirations, stats.evictions) == (2, 0)
+
+
 def test_age_is_since_the_writing() -> None:
     cache, clock = timed(ttl=10)
     clock.now = 5
@@ -215,6 +227,8 @@ def test_clocks_below_nothing(start: float) -> None:
     ("said", "kind", "words"),
     [
         (math.nan, ValueError, "the clock of a cache said nan"),
+        (math.inf, ValueError, "the clock of a cache said inf"),
+        (-math.inf, ValueError, "the clock of a cache said -inf"),
         ("noon", TypeError, "the clock of a cache must return seconds, not 'noon'"),
         (None, TypeError, "the clock of a cache must return seconds, not None"),
         (1 << 2000, OverflowError, "too large"),
@@ -313,3 +327,17 @@ def test_what_is_returned_is_what_is_not_over(program: list[tuple[str, int, int]
             model = {key: entry for key, entry in model.items() if key in alive}
             cache.expire()
         assert {key: value for key, value in cache.items() if key in alive} == alive
+
+
+@pytest.mark.parametrize("leave", [lambda cache: cache.resize(3), lambda cache: cache.shrink(1)])
+def test_volatile_ttl_gives_up_the_lowest_priority_first(leave: Any) -> None:
+    cache: Cache[str, int] = Cache(4, policy="volatile-ttl", clock=Clock())
+    cache.put("precious", 1, ttl=100, priority=5)
+    cache.put("plain", 1, ttl=200)
+    cache.put("next", 1, ttl=300, priority=-5)
+    cache.put("cheap", 1, ttl=250, priority=-5)
+    leave(cache)
+    assert sorted(cache) == ["next", "plain", "precious"]
+    cache.put("next", 1, ttl=500, priority=1)  # no more among them
+    assert cache.popitem()[0] == "plain"
+    assert cache.popitem()[0] == "next"

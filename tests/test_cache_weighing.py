@@ -15,6 +15,7 @@ import pytest
 
 import mempool
 from lease_views import View, each_view
+from mempool.cache import Cache, WeakCache
 from mempool.cache._policies import anchor, real_bytes, seen
 from mempool.io import BytesStream
 from mempool.shared import SharedPool
@@ -455,3 +456,42 @@ def test_weighing_imports_no_numpy(run_python: Callable[..., Any]) -> None:
         import numpy
         assert real_bytes(numpy.zeros(1000)[3:]) > 8000
     """)
+
+
+# ---- what cannot be weighed ----
+
+
+class Sized:
+    """Can be held weakly."""
+
+
+class Odd:
+    """Says nothing of its size."""
+
+    def __sizeof__(self) -> int:
+        raise RuntimeError("no size")
+
+
+def test_a_weak_cache_refuses_what_it_cannot_weigh() -> None:
+    cache: WeakCache[str, Any] = WeakCache(keep_bytes=1 << 20)
+    old = cache["a"] = Sized()
+    odd = Odd()
+    with pytest.raises(RuntimeError, match="no size"):
+        cache["a"] = odd
+    with pytest.raises(RuntimeError, match="no size"):
+        cache.setdefault("b", odd)
+    assert dict(cache) == {"a": old}
+    assert cache.get("a") is old
+
+
+def test_sizes_that_nobody_asked_for_are_estimated_nevertheless() -> None:
+    cache: Cache[int, Any] = Cache(100, policy="lru")
+    cache[0] = Odd()
+    for key in range(1, 30):
+        cache[key] = bytes(1000)
+    assert 29 * 1000 < cache.nbytes < 31 * 1100
+    assert cache.shrink(1 << 40) > 0
+    assert 0 not in cache
+    weak: WeakCache[str, Any] = WeakCache(keep_items=5)
+    odd = weak["odd"] = Odd()
+    assert weak.stats().kept_bytes == type(odd).__basicsize__

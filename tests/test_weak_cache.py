@@ -390,6 +390,23 @@ def test_views_are_iterators_too() -> None:
     assert [wr() for wr in cache.valuerefs()] == objects
 
 
+def test_a_view_that_was_given_to_next_goes_on_from_there() -> None:
+    objects = pages(3)
+    cache = filled(objects)
+    for view, all_of_it in (
+        (cache.keys(), [0, 1, 2]),
+        (cache.values(), objects),
+        (cache.items(), list(enumerate(objects))),
+    ):
+        again: Any = view
+        assert list(again) == list(again) == all_of_it
+        assert next(again) == all_of_it[0]
+        assert iter(again) is again
+        assert list(again) == all_of_it[1:]
+        assert list(again) == []
+        assert all_of_it[0] in again
+
+
 def test_changes_while_it_is_iterated_over() -> None:
     objects = pages(100)
     cache = filled(objects)

@@ -209,3 +209,13 @@ def test_many_threads() -> None:
     together([work] * 4)
     gc.collect()
     assert {key.text for key in cache} <= {key.text for key in fixed}
+
+
+def test_a_buffer_that_is_deleted_is_no_leak() -> None:
+    pool = mempool.BufferPool(leak_detection="full")
+    key = Name("it")
+    cache = WeakKeyCache({key: pool.acquire(4096)})
+    del cache[key]
+    assert (pool.stats().live, pool.stats().dropped) == (0, 0)
+    with pytest.raises(KeyError, match="it"):
+        del cache[key]

@@ -28,7 +28,8 @@ cdef void empty(Contents table) noexcept:
     cdef Store store = table.store
     cdef uint32_t slot
     memset(&table.store, 0, sizeof(Store))
-    table.order.clear()
+    if table.order is not None:  # there was no memory for it
+        table.order.clear()
     for slot in range(1, store.fresh + 1):
         if store.entries[slot].key is not NULL:
             drop(store.entries[slot].key)
@@ -47,7 +48,11 @@ cdef int clear_entries(PyObject *table) noexcept:
 
 
 cdef void dealloc_entries(PyObject *table) noexcept:
-    """Weak references end first: a value that dies with the table must not get hold of it."""
+    """Weak references end first: a value that dies with the table must not get hold of it.
+
+    Their callbacks may be Python, and a collection in it must not take what is dying already for garbage.
+    """
+    leave_collector(table)
     end_weak_references(table)
     cython_dealloc(table)
 

@@ -77,3 +77,4 @@ cdef extern from "Python.h":
     void drop "Py_DECREF"(PyObject *)
     void keep_alive "Py_INCREF"(PyObject *)
     void end_weak_references "PyObject_ClearWeakRefs"(PyObject *)
+    void leave_collector "PyObject_GC_UnTrack"(void *)

@@ -5,6 +5,10 @@
 #
 # So whatever runs when a value dies finds the table as it will be. A grave is no entry, but the collector still visits it.
 #
+# A listener may put what left back, and what it puts may have others leave. So each value that is being told of is known: put back,
+# it is in use and not pinned. And what a write in a listener leaves to be evicted, for pinned bytes, is left to whoever called the
+# listener, once it is done: so settling is never nested, however often a listener puts back.
+#
 # Rejected: to drop values as they leave, as cachetools does. A `__del__` or a listener that writes to the cache meets it half
 # changed.
 
@@ -45,6 +49,15 @@ cdef struct Gone:          # what left; the objects are owned
     uint64_t size
     int cause
 
+cdef struct Telling:       # of what left, while its listener runs; or a settling
+    PyObject *value        # NULL: a settling
+    bint again             # the table has its memory again
+    unsigned long thread
+    Telling *outer         # of this table, of whatever thread
+
+cdef extern from "Python.h":
+    unsigned long this_thread "PyThread_get_thread_ident"() noexcept nogil
+
 cdef enum:  # as `Cause`
     EVICTED, EXPIRED, DELETED, REPLACED, INVALIDATED, PRESSURE, COLLECTED
 
@@ -70,7 +83,6 @@ cdef class Contents:
     cdef int weighing
     cdef bint ttls             # some entry has, or had, a deadline
     cdef int fixing            # who may not be evicted
-    cdef bint soonest          # and of those the one whose time is over first
     cdef double lifetime       # of an entry that is given none
     cdef object clock          # None: the monotonic one
     cdef object listener
@@ -78,6 +90,8 @@ cdef class Contents:
     cdef object loads          # told of keys that are written or removed while some are loaded
     cdef dict loading          # its loads that go on
     cdef Pins pins             # None: it is not bytes that are bounded
+    cdef Telling *tellings     # that go on
+    cdef bint unsettled        # a listener wrote, and there may be too much
     cdef uint64_t looks        # at entries that may be viewed, which writes have paid for
     cdef uint64_t charged
     cdef uint64_t hits, misses, insertions, rejections, listener_errors
@@ -93,8 +107,8 @@ cdef class Contents:
         if not isinstance(told, (int, float)):
             raise TypeError(f"the clock of a cache must return seconds, not {told!r}")
         said = told
-        if said != said:
-            raise ValueError("the clock of a cache said nan")
+        if said - said != 0:
+            raise ValueError(f"the clock of a cache said {said}")
         return said
 
     cdef inline bint is_over(self, uint32_t slot, double now) noexcept:
@@ -134,16 +148,11 @@ cdef class Contents:
         entry.mark, entry.prev, entry.next = cause, GRAVE, grave[0]
         grave[0] = slot
 
-    cdef uint32_t victim(self, uint32_t keep) noexcept:
-        if self.soonest:
-            return heap_soonest(&self.store, keep)
-        return self.order.victim(keep)
-
     cdef void evict(self, uint32_t keep, int cause, uint32_t *grave) noexcept:
         """Under the lock: down to the bounds, or to where nobody may go."""
         cdef uint32_t slot
         while self.store.total > self.allowed or self.store.count > self.most:
-            slot = self.victim(keep)
+            slot = self.order.victim(keep)
             if slot == NIL:
                 return
             self.unlink(slot, cause, grave)
@@ -171,6 +180,11 @@ cdef class Contents:
                 self.part(&gone)
             except BaseException as raised:
                 error = error or raised
+        if self.unsettled:
+            try:
+                settle(self, NIL, NULL)
+            except BaseException as raised:
+                error = error or raised
         if error is not None:
             raise error
         return 0
@@ -189,26 +203,73 @@ cdef class Contents:
 
     cdef int part(self, Gone *gone) except -1:
         """Tell who wants to know, then drop. Raises only what ends programs."""
+        cdef Telling telling
         key = taken(gone.key)
         note = None if gone.note is NULL else taken(gone.note)
+        self.begin_telling(&telling, gone.value)
         try:
             if note is not None:
                 note.gone()
             if self.listener is not None:
                 self.tell(key, <object>gone.value, gone.cause)
         finally:
-            self.let_go(gone)
+            self.end_telling(&telling)
+            self.let_go(gone, telling.again)
         return 0
 
-    cdef int let_go(self, Gone *gone) except -1:
-        """Drop the value. What an eviction did not free yet is counted."""
+    cdef int let_go(self, Gone *gone, bint again) except -1:
+        """Drop the value. What an eviction did not free yet is counted, if the table has it not again."""
         if exports(gone.value):
             if gone.cause != DELETED or refcount(gone.value) == 1:  # else somebody popped it, whose it is now
                 values.adopt(gone.value)
-            if self.pins is not None and (gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE):
+            if self.pins is not None and not again and (
+                gone.cause == EVICTED or gone.cause == EXPIRED or gone.cause == PRESSURE
+            ):
                 return self.pins.drop(gone.value, gone.size)
         drop(gone.value)
         return 0
+
+    # ---- what is being told ----
+
+    cdef void begin_telling(self, Telling *telling, PyObject *value) noexcept:
+        telling.value, telling.again, telling.thread = value, False, this_thread()
+        table_lock(&self.mutex)
+        telling.outer = self.tellings
+        self.tellings = telling
+        table_unlock(&self.mutex)
+
+    cdef void end_telling(self, Telling *telling) noexcept:
+        cdef Telling **at = &self.tellings
+        table_lock(&self.mutex)
+        while at[0] is not telling:  # another thread may have begun later
+            at = &at[0].outer
+        at[0] = telling.outer
+        table_unlock(&self.mutex)
+
+    cdef void recall(self, PyObject *value) noexcept:
+        """Under the lock: it was put. If it is the memory of what left, and is being told of, then that is in use again."""
+        cdef Telling *telling = self.tellings
+        cdef PyObject *anchor = values.plain_anchor(value) if exports(value) else NULL
+        while telling is not NULL:
+            if telling.value is not NULL and exports(telling.value) and (
+                telling.value is value or anchor is not NULL and values.plain_anchor(telling.value) is anchor
+            ):
+                telling.again = True
+            telling = telling.outer
+
+    cdef bint is_telling(self) noexcept:
+        """Whether this thread is within a listener of this table, or settles it."""
+        cdef Telling *telling
+        cdef unsigned long thread
+        if self.tellings is NULL:
+            return False
+        thread = this_thread()
+        table_lock(&self.mutex)
+        telling = self.tellings
+        while telling is not NULL and telling.thread != thread:
+            telling = telling.outer
+        table_unlock(&self.mutex)
+        return telling is not NULL
 
     cdef int tell(self, key, value, int cause) except -1:
         """Call the listener. Its errors are logged once, then counted; what ends programs goes on."""

@@ -36,18 +36,19 @@ cdef class Lookup(Contents):
         """Where `__eq__` must be asked."""
         cdef Asked asked
         cdef uint32_t slot, changes
+        cdef uint64_t insertions
         asked.key = NULL
         table_lock(&self.mutex)
         while True:
             slot = self.seek_asking(key, hash, &asked)
             if asked.key is NULL:
                 return slot
-            changes = self.changes
+            changes, insertions = self.changes, self.insertions
             table_unlock(&self.mutex)
             drop(asked.key)  # the last reference, if the key left meanwhile
             asked.key = NULL
             table_lock(&self.mutex)
-            if self.changes == changes:
+            if self.changes == changes and (slot != NIL or self.insertions == insertions):  # else it may have come
                 return slot
 
     cdef uint32_t seek_asking(self, PyObject *key, uint32_t hash, Asked *asked) except? 0xFFFFFFFF:

@@ -12,6 +12,7 @@ cdef dict POLICIES = {
     "random": Random,
     "lfu": Lfu,
     "sieve": Sieve,
+    "soonest": Soonest,
     "s3fifo": S3Fifo,
     "tinylfu": TinyLfu,
 }

@@ -20,7 +20,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_XDECREF, PyObject
 from libc.math cimport INFINITY
 from libc.stdint cimport int16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
@@ -40,6 +40,7 @@ include "_policy.pxi"
 include "_lru.pxi"
 include "_lfu.pxi"
 include "_sieve.pxi"
+include "_soonest.pxi"
 include "_ghosts.pxi"
 include "_s3fifo.pxi"
 include "_sketch.pxi"

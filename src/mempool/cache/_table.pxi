@@ -15,10 +15,11 @@ cdef class Table(Lookup):
         return GenericAlias(cls, item)
 
     def __cinit__(self, *args, **kwargs):
-        self.order = Order()
-        self.order.begin(&self.store, "none")
+        order = Order()
+        (<Order>order).begin(&self.store, "none")
+        self.order = order
 
-    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0, soonest=False):
+    def _begin(self, policy, bound, most, weighing, lifetime, clock, listener, account, pins, fixing=0):
         """Set up, once: an empty table."""
         if self.store.capacity:
             raise RuntimeError("a cache cannot be set up again")
@@ -31,7 +32,7 @@ cdef class Table(Lookup):
         self.weighing = weighing
         self.lifetime = lifetime
         self.clock, self.listener, self.account, self.pins = clock, listener, account, pins
-        self.fixing, self.soonest = fixing, soonest
+        self.fixing = fixing
 
     def _watch(self, loads, loading):
         """Have loads know which keys are written or removed; the dict is empty while there are none."""
@@ -198,6 +199,8 @@ cdef class Table(Lookup):
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
+        if done > 0 and self.tellings is not NULL:
+            self.recall(<PyObject *>value)
         table_unlock(&self.mutex)
         try:
             if old.value is not NULL:
@@ -262,10 +265,10 @@ cdef class Table(Lookup):
             table_unlock(&self.mutex)
             self.grow(extras)
         if self.ttls:
-            due = heap_due(&self.store, fresh.now)
-            while due != NIL and due != slot:
+            due = heap_soonest(&self.store, slot)
+            while due != NIL and self.is_over(due, fresh.now):
                 self.unlink(due, EXPIRED, grave)
-                due = heap_due(&self.store, fresh.now)
+                due = heap_soonest(&self.store, slot)
         return slot
 
     cdef bint fits(self, uint32_t slot, Fresh *fresh) noexcept:
@@ -370,7 +373,8 @@ cdef class Table(Lookup):
         cdef Py_hash_t full = hash_of(key)
         if expected is NULL:
             self.tell_loads(key)
-        cdef double now = self.now() if self.ttls else 0
+        # What died goes now or never, so no clock that raises is asked for it.
+        cdef double now = self.now() if self.ttls and cause != COLLECTED else -INFINITY
         cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
         cdef uint32_t grave = NIL
         cdef PyObject *value = NULL
@@ -394,17 +398,33 @@ cdef class Table(Lookup):
         cdef uint32_t slot, grave = NIL
         self.expire()
         table_lock(&self.mutex)
-        slot = self.victim(NIL)
-        if slot == NIL:
-            slot = store_any(&self.store)
-        if slot == NIL:
+        while True:
+            slot = self.order.victim(NIL)
+            if slot == NIL:
+                slot = store_any(&self.store)
+            if slot == NIL:
+                table_unlock(&self.mutex)
+                raise KeyError(f"{type(self).__name__} is empty")
+            key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            if self.loading is None or len(self.loading) == 0:
+                break
             table_unlock(&self.mutex)
-            raise KeyError(f"{type(self).__name__} is empty")
-        key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
+            self.tell_loads(key)
+            table_lock(&self.mutex)
+            if self.has_still(slot, <PyObject *>key, <PyObject *>value):
+                break
         self.unlink(slot, DELETED, &grave)
         table_unlock(&self.mutex)
         self.bury(grave)
         return key, value
+
+    cdef bint has_still(self, uint32_t slot, PyObject *key, PyObject *value) noexcept:
+        """Under the lock: whether that is what is in this slot."""
+        cdef Store *store = &self.store
+        return (
+            slot <= store.fresh and is_entry(store, slot)
+            and store.entries[slot].key is key and store.entries[slot].value is value
+        )
 
     def clear(self):
         """Remove all entries."""
@@ -471,15 +491,22 @@ cdef class Table(Lookup):
         return 0 if self.pins is None else self.pins.total
 
     def _bounds(self, bound, most):
-        """Change the bounds; what is beyond them leaves."""
+        """Change the bounds; what is beyond them leaves. `CacheFull`, and nothing changed, if that may not."""
         cdef uint32_t grave = NIL
         cdef uint64_t total = min(bound, UNBOUNDED), count = min(most, UNBOUNDED)
         table_lock(&self.mutex)
-        self.bound = self.allowed = total
-        self.most = count
-        self.order.limit(total)
-        self.evict(NIL, EVICTED, &grave)
+        cdef uint64_t fixed = self.fixed, fixed_count = self.fixed_count
+        if fixed <= total and fixed_count <= count:
+            self.allowed = total if self.allowed == self.bound else min(self.allowed, total)  # it is a monitor that gives it back
+            self.bound, self.most = total, count
+            self.order.limit(self.allowed)
+            self.evict(NIL, EVICTED, &grave)
         table_unlock(&self.mutex)
+        if fixed > total or fixed_count > count:
+            wanted = total if fixed > total else f"{count} entries"
+            raise CacheFull(
+                f"the cache has {fixed_count} entries of size {fixed} that may not be evicted, where the bound would be {wanted}"
+            )
         self.bury(grave)
         settle(self, NIL, NULL)
 
@@ -512,7 +539,7 @@ cdef class Table(Lookup):
         total = self.store.total
         cdef uint64_t goal = total - min(wanted, total)
         while self.store.total > goal:
-            slot = self.victim(NIL)
+            slot = self.order.victim(NIL)
             if slot == NIL:
                 break
             if is_passed(self, slot):

@@ -47,8 +47,10 @@ def as_int(value: object, name: str, kind: str) -> int:
     return operator.index(value)  # type: ignore[arg-type]
 
 
-def as_count(value: object, name: str) -> int:
-    """Return a bound of a count; infinity is as good as none."""
+def as_count(value: object, name: str, sized: str = "max_bytes") -> int:
+    """Return a bound of a count; infinity is as good as none. A text is perhaps meant for the bound in bytes, by its name."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be an int or inf, not {value!r}; a bound in bytes is {sized}")
     if isinstance(value, float) and value == math.inf:
         return UNBOUNDED
     count = as_int(value, name, "an int or inf")

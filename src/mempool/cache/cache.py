@@ -18,7 +18,7 @@ from mempool.cache.arguments import (
 )
 from mempool.cache.namespaces import Namespace
 from mempool.cache.read_through import ReadThrough
-from mempool.cache.records import CacheStats, Cause
+from mempool.cache.records import CacheFull, CacheStats, Cause
 from mempool.cache.tags import Tags, as_tags
 from mempool.cache.views import Items, Keys, Values
 from mempool.cache.yielding import Estimate, Yielding
@@ -39,7 +39,8 @@ _numbers = count(1)
 class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
     """A mapping that keeps within its bounds by letting go of what its policy can spare.
 
-    Conventions are those of cachetools. All calls are safe from any thread; each is atomic.
+    Conventions are those of cachetools. All calls are safe from any thread; each is atomic, or is
+    so for each entry: `update`, `invalidate_tag`, `invalidate_version`.
 
     Parameters
     ----------
@@ -105,8 +106,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
         self._policy, chosen = as_policy(policy)
         self._ttl = math.inf if ttl is None else as_lifetime(ttl)
+        as_callable(getsizeof, "getsizeof"), as_callable(clock, "clock"), as_callable(on_evict, "on_evict")
         self._name = f"cache-{next(_numbers)}" if name is None else as_name(name)
-        if as_callable(getsizeof, "getsizeof") is not None:
+        if getsizeof is not None:
             self.getsizeof = getsizeof  # type: ignore[method-assign, assignment]
         self._weighed = getsizeof is not None or type(self).getsizeof is not Cache.getsizeof
         self._account = Account(self._name, parent=caches_account)
@@ -117,12 +119,11 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
             *self._bounds_wanted(),
             OWN if self._weighed else UNIT if max_bytes is None else REAL,
             self._ttl,
-            as_callable(clock, "clock"),
-            as_callable(on_evict, "on_evict"),
+            clock,
+            on_evict,
             self._account,
             self._pins,
             chosen.fixing,
-            chosen.soonest,
         )
         self._begin_loads()
         self._estimate = None if self._max_bytes is not None else Estimate()
@@ -143,6 +144,9 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
 
     def __iter__(self) -> Iterator[K]:
         return walk(self, KEYS)
+
+    def _walk(self, what: int, /) -> Iterator[Any]:
+        return walk(self, what)
 
     def keys(self) -> Keys[K]:
         """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""
@@ -249,21 +253,29 @@ class Cache(ReadThrough[K, V], Yielding[K, V], MutableMapping[K, V]):
         return Namespace(self, as_name(name))
 
     def resize(self, maxsize: float | None = None, *, max_bytes: int | str | None = None) -> None:
-        """Change the bounds; None: as it is. What is beyond them is evicted.
+        """Change the bounds; None: as it is. What is beyond them is evicted. What pressure took of them is not given back by it.
 
         Raises
         ------
         TypeError, ValueError
             For what is no bound, and for `max_bytes` where the cache has none: its entries were not weighed.
+        CacheFull
+            More than that may not be evicted; the cache is as it was.
         """
         if max_bytes is not None and self._max_bytes is None:
             raise ValueError(f"max_bytes of {max_bytes!r} cannot be given to a cache that was made without it")
         most = self._maxsize if maxsize is None else as_count(maxsize, "maxsize")
         bound = self._max_bytes if max_bytes is None else parse_size(max_bytes, "max_bytes")
+        self.expire()
+        former = self._maxsize, self._max_bytes
         self._maxsize, self._max_bytes = most, bound
         while True:  # another thread may resize it too: the last one counts
             limits = self._bounds_wanted()
-            self._bounds(*limits)
+            try:
+                self._bounds(*limits)
+            except CacheFull:
+                self._maxsize, self._max_bytes = former
+                raise
             if limits == self._bounds_wanted():
                 return
 

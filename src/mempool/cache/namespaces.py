@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
-from mempool.cache._policies import KEYS, MISSING, Name, walk
+from mempool.cache._policies import ITEMS, KEYS, MISSING, Name, Table, walk
 from mempool.cache.arguments import LoadOptions, PutOptions
 from mempool.cache.records import Cause
+from mempool.cache.views import Items, Keys, Values
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -54,7 +55,7 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
     """The entries of a cache whose keys are of one name. Made by `Cache.namespace`.
 
     A mapping like its cache, with the bounds, the policy, the listener and the counts of that: what is evicted for a new entry
-    may be of any namespace. `len`, iteration and `clear` walk over the whole cache.
+    may be of any namespace. `len`, iteration, `popitem` and `clear` walk over the whole cache.
 
     Examples
     --------
@@ -97,10 +98,10 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
         return found  # type: ignore[no-any-return]
 
     @overload
-    def get(self, key: K, default: None = None, /) -> V | None: ...
+    def get(self, key: K, default: None = None) -> V | None: ...
     @overload
-    def get(self, key: K, default: V | T, /) -> V | T: ...
-    def get(self, key: K, default: Any = None, /) -> Any:
+    def get(self, key: K, default: V | T) -> V | T: ...
+    def get(self, key: K, default: Any = None) -> Any:
         """Return the value of a key, or the default."""
         return self._cache.get(self._full(key), default)
 
@@ -108,20 +109,51 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
         self._cache[self._full(key)] = value
 
     def __delitem__(self, key: K) -> None:
-        if self._cache._remove(self._full(key), MISSING, Cause.DELETED) is MISSING:
+        if not self._delete(self._full(key)):
             raise KeyError(key)
+
+    def _delete(self, full: NamespaceKey) -> bool:
+        """Remove an entry whose value nobody is given; whether it was there."""
+        try:
+            Table.__delitem__(self._cache, full)
+        except KeyError as error:
+            if error.args[:1] == (full,):
+                return False
+            raise
+        return True
 
     def __contains__(self, key: object) -> bool:
         return self._full(key) in self._cache
 
     def __iter__(self) -> Iterator[K]:
-        return (key.key for key in self._keys())
+        return self._walk(KEYS)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._keys())
+        return sum(1 for _ in self._full_keys())
 
-    def _keys(self) -> Iterator[NamespaceKey]:
+    def _full_keys(self) -> Iterator[NamespaceKey]:
         return filter(self._has, walk(self._cache, KEYS))
+
+    def _walk(self, what: int, /) -> Iterator[Any]:
+        if what == KEYS:
+            return (full[1] for full in self._full_keys())
+        entries = ((full[1], value) for full, value in walk(self._cache, ITEMS) if self._has(full))
+        return entries if what == ITEMS else (value for _, value in entries)
+
+    def _peek(self, key: Any, /) -> Any:
+        return self._cache._peek(self._full(key))
+
+    def keys(self) -> Keys[K]:
+        """Return a live view of the keys. Looking through it counts no hit and is no use of an entry."""
+        return Keys(self)
+
+    def values(self) -> Values[V]:
+        """Return a live view of the values, as `keys`."""
+        return Values(self)
+
+    def items(self) -> Items[K, V]:
+        """Return a live view of the items, as `keys`."""
+        return Items(self)
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove a key and return its value, or the default; `KeyError` without one."""
@@ -132,6 +164,18 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
             raise KeyError(key)
         return default
 
+    def popitem(self) -> tuple[K, V]:
+        """Remove some entry of this namespace and return its key and value; `KeyError` if there is none."""
+        missed = True
+        while missed:  # or somebody else took all that this one saw, and may have put others
+            missed = False
+            for full in self._full_keys():
+                value = self._cache._remove(full, MISSING, Cause.DELETED)
+                if value is not MISSING:
+                    return full[1], value
+                missed = True
+        raise KeyError(f"{type(self).__name__} is empty")
+
     def setdefault(self, key: K, default: Any = None) -> Any:
         """Return the value of a key, put there now if there was none."""
         return self._cache.setdefault(self._full(key), default)
@@ -139,8 +183,8 @@ class Namespace(MutableMapping[K, V], Generic[K, V]):
     def clear(self) -> None:
         """Remove the entries of this namespace."""
         self._cache._loads.forget_where(self._has)
-        for key in list(self._keys()):
-            self._cache._remove(key, MISSING, Cause.DELETED)
+        for full in list(self._full_keys()):
+            self._delete(full)
 
     def _has(self, key: object) -> bool:
         return type(key) is NamespaceKey and key[0] == self._name

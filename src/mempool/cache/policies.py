@@ -16,13 +16,10 @@ class Policy(NamedTuple):
         The compiled policy that orders entries.
     fixing : int
         0: any entry may be evicted; 1: those with a ttl; 2: none.
-    soonest : bool
-        Of these the one whose time is over first.
     """
 
     order: str
     fixing: int = 0
-    soonest: bool = False
 
 
 POLICIES = {
@@ -40,5 +37,5 @@ POLICIES = {
     "volatile-lru": Policy("lru", fixing=1),
     "volatile-lfu": Policy("lfu", fixing=1),
     "volatile-random": Policy("random", fixing=1),
-    "volatile-ttl": Policy("none", fixing=1, soonest=True),
+    "volatile-ttl": Policy("soonest", fixing=1),
 }

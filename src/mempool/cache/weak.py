@@ -27,9 +27,9 @@ from mempool._core import Account
 from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
-from mempool.cache.records import Cause
+from mempool.cache.records import Cause, log
 from mempool.cache.weak_mapping import Listener, WeakMapping
-from mempool.cache.yielding import Estimate, Yielding
+from mempool.cache.yielding import Estimate, Yielding, as_bytes
 from mempool.pressure.reclaim import register
 from mempool.units import parse_size
 
@@ -53,6 +53,10 @@ class WeakCacheStats:
         Those whose time was over.
     values, kept, kept_bytes : int
         Values that are alive, those of them that it holds strongly, and their bytes: estimated where the band counts items.
+    allowance : float
+        What pressure leaves at the moment of `keep_bytes`, or of `keep_items` if that alone was given; 0 without either.
+    listener_errors : int
+        Calls of ``on_evict`` that raised.
     """
 
     hits: int
@@ -62,15 +66,18 @@ class WeakCacheStats:
     values: int
     kept: int
     kept_bytes: int
+    allowance: float
+    listener_errors: int
 
 
 class _Reference(weakref.ref[Any]):
     """To a value, by key. Itself the key of its value in the band, so equal to itself alone."""
 
-    __slots__ = ("key", "left")
+    __slots__ = ("key", "left", "popped")
 
     key: Any
     left: bool
+    popped: bool  # it leaves to somebody who takes the value
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -88,13 +95,19 @@ class _Band(Yielding[Any, Any]):
             bound, most, weighing = nbytes, UNBOUNDED if items is None else items, REAL
         self._begin("lru", bound, most, weighing, math.inf, None, None, account, None)
 
+    def fits(self, value: object) -> bool:
+        """Whether it may be held; raises what its ``__sizeof__`` does."""
+        return self._estimate is not None or real_bytes(value) <= self._limits()[1]
+
     def hold(self, reference: _Reference, value: object) -> None:
-        """Make it the most recent one, unless it does not fit or its entry has left."""
-        if self._estimate is None and real_bytes(value) > self._limits()[1]:
-            return
+        """Make it the most recent one, unless its entry has left."""
         self._insert(reference, value, math.inf, 0, None, True)
         if reference.left:
-            self._remove(reference, MISSING, Cause.DELETED)
+            self.let_go(reference)
+
+    def let_go(self, reference: _Reference) -> None:
+        """Hold it no more. Buffers end with that, and are no leak, unless somebody takes them."""
+        self._remove(reference, MISSING, Cause.DELETED if reference.popped else Cause.INVALIDATED)
 
 
 def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
@@ -104,7 +117,7 @@ def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
         value = reference()
         reference.left = True
         if band is not None:
-            band._remove(reference, MISSING, Cause.DELETED)
+            band.let_go(reference)
         if on_evict is not None:
             on_evict(key, value, cause)
 
@@ -186,7 +199,7 @@ class WeakCache(WeakMapping[K, V]):
         clock: Callable[[], float] | None = None,
     ) -> None:
         nbytes = None if keep_bytes is None else parse_size(keep_bytes, "keep_bytes")
-        items = None if keep_items is None else as_count(keep_items, "keep_items")
+        items = None if keep_items is None else as_count(keep_items, "keep_items", "keep_bytes")
         seconds = math.inf if ttl is None else as_lifetime(ttl)
         self.name = "weak cache" if name is None else as_name(name)
         as_callable(on_evict, "on_evict"), as_callable(clock, "clock")
@@ -209,7 +222,7 @@ class WeakCache(WeakMapping[K, V]):
         self._popping = walk(
             references, ITEMS
         )  # goes on, or each `popitem` would begin with slots that are free by now
-        self._found_dead = 0
+        self._found_dead = self._unheld = 0
         register(self)
         self.update(other)
 
@@ -239,8 +252,18 @@ class WeakCache(WeakMapping[K, V]):
             return MISSING
         band = self._band
         if band is not None and band.get(reference) is None:
-            band.hold(reference, value)
+            self._hold_again(band, reference, value)
         return value
+
+    def _hold_again(self, band: _Band, reference: _Reference, value: object) -> None:
+        """Hold what is used again. It was found, so no lookup fails for want of memory, or as it cannot be weighed any more."""
+        try:
+            if band.fits(value):
+                band.hold(reference, value)
+        except Exception:
+            self._unheld += 1
+            if self._unheld == 1:
+                log.exception("a weak cache cannot hold a value strongly; further errors are counted, not logged")
 
     def __len__(self) -> int:
         return len(self._references)
@@ -254,26 +277,29 @@ class WeakCache(WeakMapping[K, V]):
             raise TypeError(
                 f"a WeakCache holds what can be referred to weakly, not {type(value).__qualname__}"
             ) from None
-        made.key, made.left = key, False
+        made.key, made.left, made.popped = key, False, False
         return made
 
     def __setitem__(self, key: K, value: V) -> None:
-        reference = self._refer(key, value)
+        reference, band = self._refer(key, value), self._band
+        held = band is not None and band.fits(value)
         self._references[key] = reference
-        if self._band is not None:
-            self._band.hold(reference, value)
+        if band is not None and held:
+            band.hold(reference, value)
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """Return the value of a key; if there is none, put the default and return that."""
         made: _Reference | None = None
+        band = self._band
         while True:
             value = self._find(key)
             if value is not MISSING:
                 return value
             made = made or self._refer(key, default)
+            held = band is not None and band.fits(default)
             if self._references._insert(key, made, None, 0, None, False):
-                if self._band is not None:
-                    self._band.hold(made, default)
+                if band is not None and held:
+                    band.hold(made, default)
                 return default
             self._drop_dead(key)
 
@@ -283,7 +309,7 @@ class WeakCache(WeakMapping[K, V]):
         if found is not MISSING and found[0]() is None:
             self._references._remove(key, found[0], Cause.COLLECTED)
 
-    def _take(self, key: object) -> Any:
+    def _take(self, key: object, *, popped: bool = True) -> Any:
         """Remove a key and return its value, or MISSING. The value is held before the reference leaves, or it might die of that."""
         while True:
             known = self._known(key)
@@ -291,15 +317,22 @@ class WeakCache(WeakMapping[K, V]):
                 self._drop_dead(key)
                 return MISSING
             reference, value = known
+            reference.popped = popped
             if self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                 return value
+
+    def _discard(self, key: object) -> bool:
+        return self._take(key, popped=False) is not MISSING
 
     def popitem(self) -> tuple[K, V]:
         """Remove some entry and return its key and value; `KeyError` if there is none."""
         for _ in range(2):
             for key, reference in self._popping:
                 value = reference()
-                if value is not None and self._references._remove(key, reference, Cause.DELETED) is not MISSING:
+                if value is None:
+                    continue
+                reference.popped = True
+                if self._references._remove(key, reference, Cause.DELETED) is not MISSING:
                     return key, value
             self._popping = walk(self._references, ITEMS)
         raise KeyError(f"{type(self).__name__} is empty")
@@ -340,10 +373,13 @@ class WeakCache(WeakMapping[K, V]):
     @property
     def nbytes(self) -> int:
         """Bytes of the values that it holds strongly: real ones under `keep_bytes`, else estimated from a sample of them."""
+        self.expire()
         return 0 if self._band is None else self._band.nbytes
 
     def shrink(self, nbytes: int, /) -> int:
         """Hold values of so many bytes weakly from now on, the least recent first, but of 5 % of what is held strongly at most.
+
+        What is past its time goes before that, and does not count.
 
         Returns
         -------
@@ -355,13 +391,18 @@ class WeakCache(WeakMapping[K, V]):
         A value that is used becomes a strong one again, in the place of others. While a monitor asks, the band stays as small as
         it is then, and grows back as a `Cache` does. It raises what `Cache.shrink` does.
         """
-        return 0 if self._band is None else self._band.shrink(nbytes)
+        self.expire()
+        if self._band is None:
+            as_bytes(nbytes)
+            return 0
+        return self._band.shrink(nbytes)
 
     def stats(self) -> WeakCacheStats:
         """Return counts since it was made, and what it holds now."""
         values = len(self)
-        hits, misses, _, _, _, left, *_ = self._references._counts()
+        hits, misses, _, _, errors, left, *_ = self._references._counts()
         band = self._band
+        allowed = 0 if band is None else band._limits()[1]
         return WeakCacheStats(
             hits=hits - self._found_dead,
             misses=misses + self._found_dead,
@@ -370,6 +411,8 @@ class WeakCache(WeakMapping[K, V]):
             values=values,
             kept=0 if band is None else len(band),
             kept_bytes=self.nbytes,
+            allowance=math.inf if allowed >= UNBOUNDED else allowed,
+            listener_errors=errors,
         )
 
     def __repr__(self) -> str:

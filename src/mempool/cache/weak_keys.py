@@ -102,7 +102,7 @@ class WeakKeyCache(WeakMapping[K, V]):
             "ttl": ttl,
             "getsizeof": getsizeof,
             "on_evict": on_evict,
-            "name": name or "weak key cache",
+            "name": "weak key cache" if name is None else name,
             "clock": clock,
         }
         telling = None if on_evict is None else _telling(on_evict)
@@ -158,6 +158,13 @@ class WeakKeyCache(WeakMapping[K, V]):
 
     def _take(self, key: object) -> Any:
         return self._entries._remove(weakref.ref(key), MISSING, Cause.DELETED)
+
+    def _discard(self, key: object) -> bool:
+        try:
+            del self._entries[weakref.ref(key)]
+        except KeyError:
+            return False
+        return True
 
     def popitem(self) -> tuple[K, V]:
         """Remove the entry that would go next, and return its key and value; `KeyError` if there is none."""

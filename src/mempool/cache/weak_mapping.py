@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, SupportsIndex, TypeVar, cast
 
 from mempool.cache._policies import MISSING
 from mempool.cache.records import Cause
@@ -36,6 +36,10 @@ class WeakMapping(MutableMapping[K, V]):
     def _take(self, key: object) -> Any:
         """Remove a key and return its value, or MISSING."""
 
+    @abstractmethod
+    def _discard(self, key: object) -> bool:
+        """Remove a key whose value nobody wants; whether it was there."""
+
     def _like(self, other: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> Self:
         """Return another one with the same bounds, and these entries."""
         return type(self)(other, **self._options)  # type: ignore[call-arg]
@@ -56,7 +60,7 @@ class WeakMapping(MutableMapping[K, V]):
         return self._look(key) is not MISSING
 
     def __delitem__(self, key: K) -> None:
-        if self._take(key) is MISSING:
+        if not self._discard(key):
             raise KeyError(key)
 
     def pop(self, key: K, default: Any = MISSING) -> Any:
@@ -80,15 +84,15 @@ class WeakMapping(MutableMapping[K, V]):
         return (key for key, _ in self._alive())
 
     def keys(self) -> KeysView[K]:
-        """Return a view of the keys, which is an iterator too."""
+        """Return a view of the keys; once `next` was asked of it, an iterator."""
         return _Keys(self)
 
     def values(self) -> ValuesView[V]:
-        """Return a view of the values, which is an iterator too."""
+        """Return a view of the values, as `keys`."""
         return _Values(self)
 
     def items(self) -> ItemsView[K, V]:
-        """Return a view of keys and values, which is an iterator too."""
+        """Return a view of keys and values, as `keys`."""
         return _Items(self)
 
     def copy(self) -> Self:
@@ -96,6 +100,11 @@ class WeakMapping(MutableMapping[K, V]):
         return self._like(self)
 
     __copy__ = copy
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            f"cannot pickle a {type(self).__name__}: what it refers to weakly would have nobody who holds it"
+        )
 
     def __or__(self, other: Mapping[K, V]) -> Self:
         if not isinstance(other, Mapping):
@@ -117,31 +126,39 @@ class WeakMapping(MutableMapping[K, V]):
 
 
 class _View(Generic[K, V]):
-    """A view that is an iterator too, as what the mappings of `weakref` return."""
+    """A view, of which `next` makes an iterator, as what the mappings of `weakref` return: it goes on where that left it."""
 
     _mapping: WeakMapping[K, V]
     _begun: Iterator[Any] | None = None
 
+    @abstractmethod
+    def _each(self) -> Iterator[Any]:
+        """Iterate from the beginning."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._each() if self._begun is None else cast(Iterator[Any], self)
+
     def __next__(self) -> Any:
         if self._begun is None:
-            self._begun = iter(cast(Iterable[Any], self))
+            self._begun = self._each()
         return next(self._begun)
 
 
 class _Keys(_View[K, V], KeysView[K]):
-    pass
+    def _each(self) -> Iterator[K]:
+        return iter(self._mapping)
 
 
 class _Values(_View[K, V], ValuesView[V]):
-    def __iter__(self) -> Iterator[V]:
+    def _each(self) -> Iterator[V]:
         return (value for _, value in self._mapping._alive())
 
     def __contains__(self, wanted: object) -> bool:
-        return any(value is wanted or value == wanted for value in self)
+        return any(value is wanted or value == wanted for value in self._each())
 
 
 class _Items(_View[K, V], ItemsView[K, V]):
-    def __iter__(self) -> Iterator[tuple[K, V]]:
+    def _each(self) -> Iterator[tuple[K, V]]:
         return self._mapping._alive()
 
     def __contains__(self, item: object) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 
 from mempool.cache._policies import Table, real_bytes
 from mempool.cache.arguments import UNBOUNDED, as_int
-from mempool.pressure.regrowth import grow_later
+from mempool.pressure.regrowth import grow_later, is_asked
 from mempool.units import shown
 
-__all__ = ["Estimate", "Yielding"]
+__all__ = ["Estimate", "Yielding", "as_bytes"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -30,8 +30,16 @@ _SAMPLE = 32  # values that are weighed
 _KEPT = 5.0  # seconds; within a row of steps the same bytes count the same
 
 
+def _weighed(value: object) -> int | None:
+    """Return its bytes, or None: nobody asked it for a size when it was put, so that it has none is no error."""
+    try:
+        return real_bytes(value)
+    except Exception:
+        return None
+
+
 class Estimate:
-    """Bytes of a table whose bound is no number of bytes, from a sample of its values."""
+    """Bytes of a table whose bound is no number of bytes, from a sample of its values: those that can be weighed."""
 
     __slots__ = ("_count", "_each", "_until")
 
@@ -43,24 +51,29 @@ class Estimate:
         count = len(table)
         now = time.monotonic()
         if now >= self._until or count > 2 * self._count:
-            values = table._sample(_SAMPLE)
-            self._each = sum(map(real_bytes, values)) / len(values) if values else 0.0
+            weighed = [nbytes for value in table._sample(_SAMPLE) if (nbytes := _weighed(value)) is not None]
+            self._each = sum(weighed) / len(weighed) if weighed else 0.0
             self._until, self._count = now + _KEPT, count
         return round(count * self._each)
 
 
-def _share(nbytes: int, total: int, held: int) -> int:
-    """Return how much of a total goes for so many bytes of those that it holds: a step at most."""
+def as_bytes(nbytes: object) -> int:
+    """Return a number of bytes to let go of."""
     wanted = as_int(nbytes, "nbytes", "a number of bytes")
     if wanted < 0:
         raise ValueError(f"nbytes must not be negative, got {shown(wanted)}")
+    return wanted
+
+
+def _share(wanted: int, total: int, held: int) -> int:
+    """Return how much of a total goes for so many bytes of those that it holds: a step at most."""
     return min(-(-total // _PARTS), -(-wanted * total // held)) if held else 0
 
 
 class Yielding(Table[K, V], Generic[K, V]):
     """A table that gives memory back when it is asked, and is given its bound back by the monitor that asked."""
 
-    _whole = UNBOUNDED  # what it grows back to; of one without a bound: what it held
+    _whole = UNBOUNDED  # what one without a bound held, to grow back to
     _estimate: Estimate | None = None  # None: sizes are bytes
 
     @property
@@ -86,20 +99,23 @@ class Yielding(Table[K, V], Generic[K, V]):
         While a monitor asks, what is left is all that is allowed from now on, until it grows back: 5 % of the bound at each poll
         of the monitor that finds the level NORMAL and memory not growing, all of it when the monitor is stopped.
         """
+        wanted = as_bytes(nbytes)
         held, (total, allowed, bound) = self.nbytes, self._limits()
-        goal = _share(nbytes, total, held)
+        goal = _share(wanted, total, held)
         if not goal:
             return 0
         gone = self._shrink(goal)
-        if grow_later(self):
+        if is_asked():
             if allowed == bound:
-                self._whole = bound if bound < UNBOUNDED else total
-            self._allow(self._limits()[0])
+                self._whole = total
+            self._allow(self._limits()[0] + self.pinned)
+            grow_later(self)  # last, as it may be given back at once
         return gone * held // total
 
     def _grow(self, whole: bool = False, /) -> bool:
         _, allowed, bound = self._limits()
-        more = allowed + -(-self._whole // _PARTS)
-        done = whole or more >= min(self._whole, bound)
-        self._allow(bound if done else more)
+        goal = bound if bound < UNBOUNDED else self._whole
+        more = allowed + -(-goal // _PARTS)
+        done = whole or more >= goal
+        self._allow(UNBOUNDED if done else more)  # no more than its bound: another thread may raise that now
         return done

@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 from mempool import _core, _reclaim
 from mempool._system import process
 from mempool.pressure import reclaim
+from mempool.pressure.regrowth import asking
 from mempool.units import parse_duration
 
 __all__ = ["CleanupReport", "CleanupStep", "cleanup"]
@@ -260,8 +261,9 @@ def run(report: CleanupReport, *, content: bool = True, ours: bool = False) -> N
     outer = me in _cleaning
     _cleaning[me] = True
     try:
-        for name, act in _steps_of(report.mode, content):
-            report._steps.append(_take(name, act, BaseException if ours else Exception))
+        with asking(None):  # a callback may clean up, and nothing grows back from that
+            for name, act in _steps_of(report.mode, content):
+                report._steps.append(_take(name, act, BaseException if ours else Exception))
     finally:
         if not outer:
             _cleaning.pop(me, None)

@@ -5,17 +5,20 @@
     poll <-- Regrowth <--------------------+             it holds less from now on than it may
       level NORMAL and nothing grows: a step back
 
-Who shrinks is told who asks by a context variable: so a cache that is shrunk by hand, by a cleanup or by an account
-keeps its bound, as nobody would give it back. Rejected: a thread that lets caches grow. A monitor polls as often as its readings
-change, and what they say is what growing back depends on.
+What several monitors had shrunk grows back at the polls of one of them, the last that is calm: the others leave it to that one.
+
+Who shrinks is told who asks by a variable of the thread: so a cache that is shrunk by hand, by a cleanup or by an account
+keeps its bound, as nobody would give it back. Rejected: a context variable. Tasks that a callback creates copy it, and would ask
+for the monitor as long as they live. And a thread that lets caches grow: a monitor polls as often as its readings change, and
+what they say is what growing back depends on.
 """
 
 import logging
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mempool.pressure.levels import Level
 from mempool.pressure.machine import judge
@@ -24,14 +27,22 @@ if TYPE_CHECKING:
     from mempool.pressure.monitor import PressureMonitor
     from mempool.pressure.watching import Watched
 
-__all__ = ["Growing", "Regrowth", "asking", "fresh_level", "grow_later", "is_relieved"]
+__all__ = ["Growing", "Regrowth", "asking", "fresh_level", "grow_later", "is_asked", "is_relieved"]
 
 _log = logging.getLogger("mempool.pressure")
 
 _SURE = 0.5  # of a trend's confidence: three readings in a row that rise
 _SHARE = 100  # growth by less than one of so many parts a minute is flat: all programs creep
 
-_monitor: "ContextVar[PressureMonitor | None]" = ContextVar("mempool.pressure.monitor", default=None)
+
+class _Here(threading.local):
+    """Who asks for room in this thread, and how often that monitor had been stopped when it began to."""
+
+    monitor: "PressureMonitor | None" = None
+    stops = 0
+
+
+_here = _Here()
 
 
 class Growing(Protocol):
@@ -42,27 +53,38 @@ class Growing(Protocol):
 
 
 @contextmanager
-def asking(monitor: "PressureMonitor") -> Iterator[None]:
-    """Have those who shrink inside know who asks."""
-    token = _monitor.set(monitor)
+def asking(monitor: "PressureMonitor | None") -> Iterator[None]:
+    """Have those who shrink inside know who asks; None: it is no monitor, whoever called."""
+    before = _here.monitor, _here.stops
+    _here.monitor, _here.stops = monitor, 0 if monitor is None else monitor._regrowth.stops
     try:
         yield
     finally:
-        _monitor.reset(token)
+        _here.monitor, _here.stops = before
 
 
 def is_relieved() -> bool:
     """Whether a monitor asks for room, and by a fresh reading has enough: below where caches give anything."""
-    monitor = _monitor.get()
+    monitor = _here.monitor
     return monitor is not None and fresh_level(monitor) < Level.HIGH
 
 
+def is_asked() -> bool:
+    """Whether a monitor asks for room: it will let grow back what is lowered now."""
+    return _here.monitor is not None
+
+
 def grow_later(item: Growing) -> bool:
-    """Have the monitor that asks for room let this grow back later; False if none asks, so that nobody would."""
-    monitor = _monitor.get()
+    """Have the monitor that asks for room let this grow back later; False if none asks, so that nobody would.
+
+    To be called when it is lowered: by a monitor that was stopped meanwhile it is given all back at once.
+    """
+    monitor = _here.monitor
     if monitor is None:
         return False
     monitor._regrowth.add(item)
+    if monitor._regrowth.stops != _here.stops:  # by a callback, or an entry that left: nobody may poll any more
+        monitor._regrowth.give_back(item)
     return True
 
 
@@ -100,8 +122,14 @@ class Regrowth:
     Single steps of a dict need no lock.
     """
 
+    _everyone: ClassVar["dict[weakref.ref[Regrowth], None]"] = {}
+
     def __init__(self) -> None:
         self._items: dict[int, weakref.ref[Growing]] = {}
+        self.stops = 0
+        everyone = self._everyone
+        me = weakref.ref(self, lambda one: everyone.pop(one, None))
+        everyone[me] = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -129,20 +157,48 @@ class Regrowth:
 
     def release(self) -> None:
         """Give all of them back what they may hold: nobody polls any more."""
+        self.stops += 1
         self._let_grow(whole=True)
 
+    def give_back(self, item: Growing) -> None:
+        """Give one of them back what it may hold."""
+        self._let_one_grow(item, whole=True)
+
     def _let_grow(self, *, whole: bool) -> None:
-        for key, reference in list(self._items.items()):
+        for reference in list(self._items.values()):
             item = reference()
-            if item is None:
-                continue
-            try:
-                done = item._grow(whole)
-            except Exception:
-                _log.exception("%r could not grow back; it is left as it is", item)
-                done = True
-            if done and self._items.get(key) is reference:
-                del self._items[key]
+            if item is not None:
+                self._let_one_grow(item, whole=whole)
+
+    def _let_one_grow(self, item: Growing, *, whole: bool) -> None:
+        if self._leave(item):
+            return
+        self._items.pop(id(item), None)  # before: another thread may have it shrink again meanwhile
+        done = False
+        try:
+            done = item._grow(whole)
+        except Exception:
+            _log.exception("%r could not grow back; it is left as it is", item)
+            done = True
+        finally:
+            if not done:
+                self.add(item)
+
+    def _has(self, item: Growing) -> bool:
+        reference = self._items.get(id(item))
+        return reference is not None and reference() is item
+
+    def _leave(self, item: Growing) -> bool:
+        """Leave it to another monitor that has it, if there is one. Of two that do so at once one takes it again, or both."""
+        found = [reference() for reference in list(self._everyone)]
+        others = [one for one in found if one is not None and one is not self]
+        if not any(one._has(item) for one in others):
+            return False
+        self._items.pop(id(item), None)
+        if any(one._has(item) for one in others):
+            return True
+        self.add(item)
+        return False
 
     def __del__(self) -> None:
         self.release()
