@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, final, overload
 from weakref import ref
 
+from typing_extensions import disjoint_base
+
 from mempool._core import Account
 
 _K = TypeVar("_K")
@@ -39,6 +41,7 @@ class Claim:
     def replaces(self) -> bool: ...
     def lapse(self) -> None: ...
 
+@disjoint_base
 class Ticket:
     """What a load is found by."""
 
