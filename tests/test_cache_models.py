@@ -144,7 +144,13 @@ class PolicyMachine(RuleBasedStateMachine):
 
     @rule(bound=st.integers(0, 24), wide=st.booleans())
     def resize(self, bound: int, wide: bool) -> None:
-        self.bound = bound * (7 if wide else 1)
+        bound *= 7 if wide else 1
+        if sum(self.held[key][1] for key in self.fixed) > bound:
+            with pytest.raises(CacheFull):
+                self.cache.resize(bound)
+            assert self.cache.maxsize == self.bound
+            return
+        self.bound = bound
         self.cache.resize(self.bound)
         evicted = self.settle()
         assert self.fixed.isdisjoint(evicted)

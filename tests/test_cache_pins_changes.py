@@ -87,7 +87,6 @@ def test_a_listener_that_puts_all_back_comes_to_an_end() -> None:
         cache[key] = buffer
         del buffer
         assert cache.currsize <= 4 * BLOCK
-    assert 7 in cache
     assert 0 < calls < 100_000
     assert cache.stats().listener_errors > 0
     views.clear()

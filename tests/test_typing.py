@@ -21,7 +21,7 @@ mempool\._core\.(Buffer|_AsyncLease|MappedArray)\.__init__
 mempool\._core\.(LEAK_MODES|__test__)
 mempool\._core\.BytesStream\.name
 mempool\._core\.BytesStream
-mempool\.cache\._policies\.(Contents|Lookup|Order|Policy|Walk|Lru|Fifo|Random|Lfu|Sieve|S3Fifo|TinyLfu|__test__)
+mempool\.cache\._policies\.(Contents|Lookup|Order|Policy|Walk|Lru|Fifo|Random|Lfu|Sieve|S3Fifo|Soonest|TinyLfu|__test__)
 mempool\.cache\._policies\.Table\.__class_getitem__
 mempool\.cache\._policies\.SketchProbe(\.__init__)?
 """
