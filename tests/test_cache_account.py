@@ -19,9 +19,9 @@ def books(cache: Cache[Any, Any]) -> int:
     return cache.account.used
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, "volatile-ttl"])
 def test_an_empty_cache_has_no_memory(policy: str) -> None:
-    cache: Cache[int, int] = Cache(100_000, policy=policy)
+    cache: Cache[int, int] = Cache(100_000, policy=policy, ttl=60 if policy == "volatile-ttl" else None)
     for number in range(20_000):
         cache.put(number, number, priority=number % 2)
     full = books(cache)

@@ -2,10 +2,11 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from loading_kit import (
     wait_for_waiters,
 )
 from mempool.cache import Cache, waiting
+from mempool.cache._policies import Ticket, end_load
 from support import start, until
 
 
@@ -199,3 +201,22 @@ def test_nobody_waits_for_daemon_threads_at_the_end(run_python: Callable[..., An
         """
     )
     assert (done.stdout, done.stderr) == ("1000", "")
+
+
+# ---- at the end of the stack ----
+
+
+def test_a_task_is_woken_where_there_is_no_stack_left_to_wake_it() -> None:
+    class Waiter:
+        threads: ClassVar[list[int]] = []
+
+        def wake(self) -> None:
+            self.threads.append(threading.get_ident())
+            if len(self.threads) == 1:
+                raise RecursionError("no stack left")
+
+    load = Ticket("key")
+    load.waiters[Waiter()] = None
+    end_load(load, {}, None)
+    until(lambda: len(Waiter.threads) == 2)
+    assert Waiter.threads[0] == threading.get_ident() != Waiter.threads[1]

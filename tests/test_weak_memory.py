@@ -11,6 +11,7 @@ import pytest
 
 import mempool
 from mempool.cache import WeakCache, WeakKeyCache
+from mempool.cache.cache import caches_account
 from monitor_kit import HIGH, Bench, Clock
 from support import KIB
 
@@ -215,3 +216,19 @@ def test_what_dies_goes_whatever_the_clock_says(kind: Any) -> None:
     del page
     broken = False
     assert (len(cache), cache.stats().collected) == (0, 1)
+
+
+@pytest.mark.parametrize("put", [WeakCache.__setitem__, WeakCache.setdefault])
+def test_a_value_for_whose_holding_there_is_no_room_is_held_weakly(
+    put: Callable[..., object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is put by then: no error tells that it was not."""
+    cache: WeakCache[str, Page] = WeakCache(keep_items=100)
+    value = Page()
+    caches_account.limit = caches_account.used + 600  # for references, and for none that is strong
+    try:
+        put(cache, "key", value)
+    finally:
+        caches_account.limit = None
+    assert cache["key"] is value
+    assert [record.name for record in caplog.records] == ["mempool.cache"]

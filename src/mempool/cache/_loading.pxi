@@ -119,6 +119,12 @@ def end_load(Ticket load not None, dict active not None, retry):
 cdef int wake(waiter) except -1:
     try:
         waiter.wake()
+    except RecursionError:  # a task is woken by Python, for which there is stack in another thread
+        start_new_thread(wake_apart, (waiter,))
     except RuntimeError:  # it is awake, or its loop is closed: nobody waits there
         pass
     return 0
+
+
+def wake_apart(waiter):
+    wake(waiter)

@@ -24,7 +24,9 @@ from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memmove, memset
 
 # C variables, not module globals: finalisers that run late at exit find the module's dict empty.
-cdef object Buffer, CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown, urandom, weak_reference
+cdef object Buffer, CacheFull, CAUSES_BY_NUMBER, GenericAlias, _core_weighing, log, report, shown
+cdef object start_new_thread, urandom, weak_reference
+from _thread import start_new_thread
 from os import urandom
 from types import GenericAlias
 from weakref import ref as weak_reference

@@ -82,5 +82,10 @@ cdef class Soonest(Policy):
     cdef void clear(self) noexcept nogil:
         self.count = 0
 
+    cdef void release(self) noexcept nogil:
+        free(self.members)
+        self.members, self.capacity = NULL, 0
+        self.clear()
+
     cdef uint64_t nbytes(self, uint64_t capacity) noexcept nogil:
         return (max(capacity, self.capacity) + 1) * sizeof(uint32_t)

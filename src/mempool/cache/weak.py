@@ -252,13 +252,13 @@ class WeakCache(WeakMapping[K, V]):
             return MISSING
         band = self._band
         if band is not None and band.get(reference) is None:
-            self._hold_again(band, reference, value)
+            self._hold(band, reference, value)
         return value
 
-    def _hold_again(self, band: _Band, reference: _Reference, value: object) -> None:
-        """Hold what is used again. It was found, so no lookup fails for want of memory, or as it cannot be weighed any more."""
+    def _hold(self, band: _Band, reference: _Reference, value: object, *, fits: bool = False) -> None:
+        """Hold what is used. It is there, so nothing fails for want of memory, or as it cannot be weighed any more."""
         try:
-            if band.fits(value):
+            if fits or band.fits(value):
                 band.hold(reference, value)
         except Exception:
             self._unheld += 1
@@ -285,7 +285,7 @@ class WeakCache(WeakMapping[K, V]):
         held = band is not None and band.fits(value)
         self._references[key] = reference
         if band is not None and held:
-            band.hold(reference, value)
+            self._hold(band, reference, value, fits=True)
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """Return the value of a key; if there is none, put the default and return that."""
@@ -299,7 +299,7 @@ class WeakCache(WeakMapping[K, V]):
             held = band is not None and band.fits(default)
             if self._references._insert(key, made, None, 0, None, False):
                 if band is not None and held:
-                    band.hold(made, default)
+                    self._hold(band, made, default, fits=True)
                 return default
             self._drop_dead(key)
 
