@@ -23,6 +23,7 @@ __all__ = ["SMALL", "Lent", "Place", "Sizes", "Totals", "Traces", "call_many", "
 SMALL = 512  # Python's own allocator serves up to this
 _FRAMES = 12
 _PASSES = 2  # collections at a reading: finalizers may leave garbage again
+_IMMORTAL = 1000  # a collection of 3.12 freezes some 400 immortal objects itself; a program freezes thousands
 
 Place = tuple[bool, str, int]  # external (else heap), file, line
 _RawStack = tuple[tuple[str, int], ...]
@@ -59,13 +60,13 @@ def collect() -> None:
 def quiet() -> Iterator[None]:
     """Set apart what is there already, unless somebody did so: it takes no part in collections meanwhile."""
     collect()
-    frozen = gc.get_freeze_count() == 0
-    if frozen:
+    ours = gc.get_freeze_count() < _IMMORTAL
+    if ours:
         gc.freeze()
     try:
         yield
     finally:
-        if frozen:
+        if ours:
             gc.unfreeze()
 
 
