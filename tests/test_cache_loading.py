@@ -207,12 +207,22 @@ def test_a_waiter_that_is_interrupted_leaves(run_python: Callable[..., Any]) -> 
         thread.start()
         entered.wait()
 
+        interrupted = threading.Event()
+
+        def handler(*_):
+            if not interrupted.is_set():
+                interrupted.set()
+                raise KeyboardInterrupt
+
         def interrupt():
             (load,) = cache._loads.active
             while not load.waiters:
                 pass
-            os.kill(os.getpid(), signal.SIGINT)
+            while not interrupted.is_set():  # one that comes just before the waiter sleeps does not wake it
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted.wait(0.1)
 
+        signal.signal(signal.SIGINT, handler)
         threading.Thread(target=interrupt).start()
         try:
             cache.get_or_load(1, loader)
