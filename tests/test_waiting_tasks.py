@@ -85,7 +85,7 @@ def test_nothing_is_lent_before_it_is_awaited() -> None:
 
 def test_a_lease_is_awaited_once(run: RunLoop) -> None:
     async def main() -> None:
-        pool = BufferPool()
+        pool = BufferPool(idle_timeout=None)
         lease = pool.acquire_async(64)
         (await lease).release()
         with nothing_changes(pool), pytest.raises(RuntimeError):
@@ -252,7 +252,7 @@ def test_a_release_near_the_recursion_limit_wakes_a_task(run_python: RunPython) 
                 except RecursionError:
                     pass
                 buffer.release()
-                (await asyncio.wait_for(task, 20)).release()
+                (await asyncio.wait_for(task, 60)).release()
             assert pool.stats().live == 0
 
         asyncio.run(main())
@@ -292,7 +292,7 @@ def test_an_interrupt_that_comes_while_a_task_is_woken_is_raised(run_python: Run
                 raise SystemExit("the interrupt is lost")
             assert not loop.armed
             try:
-                (await asyncio.wait_for(task, 20)).release()
+                (await asyncio.wait_for(task, 60)).release()
             except ValueError:
                 assert pool.closed
 
