@@ -25,7 +25,7 @@
 #define MAP_NORESERVE 0
 #endif
 
-enum { HUGE_PAGE = 2 << 20, THREAD_STACK = 256 << 10, JOIN_TRIES = 2000 };
+enum { HUGE_PAGE = 2 << 20, THREAD_STACK = 256 << 10, JOIN_TRIES = 50000 };
 
 size_t mp__os_page_size(void) {
     static atomic_size_t cached;

@@ -225,8 +225,11 @@ uint64_t mp__pool_tick(mp_pool *pool, uint64_t now) {
     if (mp__pool_flags(pool) & MP__ASLEEP || pool->config.idle_timeout == MP_NEVER) return pool->due = MP_NEVER;
     uint64_t period = pool->config.idle_timeout / 2;
     if (period < SHORTEST_PERIOD) period = SHORTEST_PERIOD;
-    if (period > MP_NEVER - now - 1) return MP_NEVER;           /* centuries */
-    if (pool->due == MP_NEVER) return pool->due = now + period; /* it has just been woken */
+    if (period > MP_NEVER - now - 1) return MP_NEVER; /* centuries */
+    if (pool->due == MP_NEVER) {                      /* it has just been woken, and what is lent now may be idle soon */
+        pool->due = now + period;
+        if (pool->reserved > 0) return pool->due; /* else it was trimmed before this first look, and nobody nudges again */
+    }
     if (now >= pool->due) {
         purge(pool);
         pool->due = now + period;

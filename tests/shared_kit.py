@@ -37,9 +37,9 @@ def mappings() -> int:
 
 
 def named_segments() -> set[str]:
-    """What lies in /dev/shm, but for the locks of queues, which other processes make and remove meanwhile."""
+    """What of ours lies in /dev/shm: other processes make and remove what they need meanwhile."""
     names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
-    return {name for name in names if not name.startswith("sem.")}
+    return {name for name in names if "mempool" in name}
 
 
 @contextmanager

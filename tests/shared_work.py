@@ -32,8 +32,8 @@ def use(buffer: SharedBuffer) -> int:
 
 
 def make(value: int) -> SharedBuffer:
-    """Make a result in a pool of this very call."""
-    with SharedPool() as pool:
+    """Make a result in a pool of this very call. A process that ends waits for whoever receives it, also if that is slow."""
+    with SharedPool(linger=120) as pool:
         buffer = pool.acquire(1000)
         buffer.array()[:] = value
         return buffer

@@ -4,7 +4,6 @@ import errno
 import multiprocessing as mp
 import os
 import pickle
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ import mempool.shared.segment
 import shared_work as work
 from mempool.shared import SharedPool
 from shared_kit import Child, is_idle, linux, named_segments
-from support import MIB, until
+from support import DEADLINE, MIB, together, until
 
 pytestmark = linux
 
@@ -33,11 +32,11 @@ def pool() -> Iterator[SharedPool]:
     with SharedPool() as pool:
         yield pool
         until(lambda: is_idle(pool), "the return of all blocks")
-    assert {name for name in named_segments() - before if "mempool" in name} == set()
+    assert named_segments() == before
 
 
 def finish(process: Any) -> None:
-    process.join(30)
+    process.join(DEADLINE)
     assert process.exitcode == 0
     process.close()
 
@@ -247,17 +246,11 @@ def test_threads_receive_at_once() -> None:
     """Many threads open messages of a closed pool at the same time."""
     pool = SharedPool()
     buffer = filled(pool, 7)
-    messages = [pickle.dumps(buffer) for _ in range(40)]
+    messages = [[pickle.dumps(buffer) for _ in range(10)] for _ in range(4)]
     pool.close()
-    found: list[bool] = []
 
-    def receive() -> None:
-        while messages:
-            found.append(bool((pickle.loads(messages.pop()).array() == 7).all()))
+    def receive(mine: list[bytes]) -> list[bool]:
+        return [bool((pickle.loads(message).array() == 7).all()) for message in mine]
 
-    threads = [threading.Thread(target=receive) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [True] * 40
+    found = together([lambda mine=mine: receive(mine) for mine in messages])  # type: ignore[misc]
+    assert found == [[True] * 10] * 4

@@ -58,7 +58,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(zero=st.booleans(), max_idle=st.sampled_from([None, 0, 64 * KIB]))
     def make(self, zero: bool, max_idle: int | None) -> None:
-        self.pool = BufferPool(LIMIT, max_idle=max_idle, zero_on_release=zero, leak_detection="off", name="model")
+        options: dict[str, Any] = {"idle_timeout": None, "leak_detection": "off", "name": "model"}
+        self.pool = BufferPool(LIMIT, max_idle=max_idle, zero_on_release=zero, **options)
         self.limit = LIMIT
         self.all: list[Lease] = []
         self.ended = {"releases": 0, "dropped": 0, "handed_over": 0}

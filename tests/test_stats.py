@@ -3,6 +3,7 @@
 import gc
 import pickle
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from mempool import Buffer, BufferPool, PoolExhausted, PoolStats, SizeClassStats
 from support import KIB, MIB, check_identities, figures, start, together
+
+lasting = partial(BufferPool, idle_timeout=None)  # what is idle stays, however slow the test is
 
 FIELDS = {
     "in_use",
@@ -41,7 +44,7 @@ def counts(pool: BufferPool, *names: str) -> tuple[object, ...]:
 
 
 def test_a_fresh_pool() -> None:
-    stats = BufferPool("1MiB").stats()
+    stats = lasting("1MiB").stats()
     assert set(figures(stats)) == FIELDS
     expected = dict.fromkeys(FIELDS, 0) | {"limit": MIB, "size_classes": ()}
     assert figures(stats) == expected
@@ -49,7 +52,7 @@ def test_a_fresh_pool() -> None:
 
 
 def test_live_released_idle() -> None:
-    pool = BufferPool()
+    pool = lasting()
     buffer = pool.acquire(5000)
     assert counts(pool, "in_use", "requested", "idle", "live", "misses") == (8192, 5000, 0, 1, 1)
     buffer.release()
@@ -62,7 +65,7 @@ def test_live_released_idle() -> None:
 
 @pytest.mark.parametrize("how", ["release", "with", "with and release"])
 def test_releases(how: str) -> None:
-    pool = BufferPool()
+    pool = lasting()
     buffer = pool.acquire(100)
     if how == "release":
         buffer.release()
@@ -76,14 +79,14 @@ def test_releases(how: str) -> None:
 
 
 def test_dropped() -> None:
-    pool = BufferPool(leak_detection="off")
+    pool = lasting(leak_detection="off")
     buffer = pool.acquire(100)
     del buffer
     assert counts(pool, "releases", "dropped", "handed_over", "in_use", "retired") == (0, 1, 0, 0, 0)
 
 
 def test_dropped_after_its_last_view() -> None:
-    pool = BufferPool(leak_detection="off")
+    pool = lasting(leak_detection="off")
     buffer = pool.acquire(100)
     view = buffer[:]
     del view
@@ -93,7 +96,7 @@ def test_dropped_after_its_last_view() -> None:
 
 @pytest.mark.parametrize("view", [memoryview, np.frombuffer, Buffer.array, Buffer.readonly, pickle.PickleBuffer])
 def test_handed_over(view: type[memoryview]) -> None:
-    pool = BufferPool(leak_detection="full")
+    pool = lasting(leak_detection="full")
     buffer = pool.acquire(5000)
     seen = view(buffer)
     del buffer
@@ -103,7 +106,7 @@ def test_handed_over(view: type[memoryview]) -> None:
 
 
 def test_retired_by_release() -> None:
-    pool = BufferPool()
+    pool = lasting()
     buffer = pool.acquire(5000)
     view = buffer[:10]
     buffer.release()
@@ -115,7 +118,7 @@ def test_retired_by_release() -> None:
 
 
 def test_peak_is_the_most_ever_reserved() -> None:
-    pool = BufferPool()
+    pool = lasting()
     buffers = [pool.acquire("64KiB") for _ in range(4)]
     for buffer in buffers:
         buffer.release()
@@ -125,7 +128,7 @@ def test_peak_is_the_most_ever_reserved() -> None:
 
 
 def test_exhausted_and_waits() -> None:
-    pool = BufferPool("64KiB")
+    pool = lasting("64KiB")
     with pool.acquire("64KiB"):
         for timeout in (0, 0, 0.001):
             with pytest.raises(PoolExhausted):
@@ -136,7 +139,7 @@ def test_exhausted_and_waits() -> None:
 
 
 def test_hits_and_hit_rate() -> None:
-    pool = BufferPool()
+    pool = lasting()
     pool.reserve(5000, 3)
     buffers = [pool.acquire(5000) for _ in range(4)]
     assert counts(pool, "hits", "misses") == (3, 1)
@@ -145,7 +148,7 @@ def test_hits_and_hit_rate() -> None:
 
 
 def test_fragmentation() -> None:
-    pool = BufferPool()
+    pool = lasting()
     with pool.acquire(6144):
         assert pool.stats().fragmentation == 0.25
     with pool.acquire(8192):
@@ -155,7 +158,7 @@ def test_fragmentation() -> None:
 
 
 def test_size_classes() -> None:
-    pool = BufferPool()
+    pool = lasting()
     held = [pool.acquire(nbytes) for nbytes in (MIB, 5000, 5000, 100_000)]
     held.pop(1).release()
     rows = pool.stats().size_classes
@@ -168,7 +171,7 @@ def test_size_classes() -> None:
 
 
 def test_size_classes_of_an_aligned_pool() -> None:
-    pool = BufferPool(alignment=4096)
+    pool = lasting(alignment=4096)
     buffers = [pool.acquire(nbytes) for nbytes in (1, 100, 1000, 3000, 4096)]
     check_identities(pool.stats())
     assert {row.size for row in pool.stats().size_classes} == {4096}
@@ -176,7 +179,7 @@ def test_size_classes_of_an_aligned_pool() -> None:
 
 
 def test_after_close() -> None:
-    pool = BufferPool("1MiB")
+    pool = lasting("1MiB")
     held, view = pool.acquire(5000), memoryview(pool.acquire(10_000))
     pool.acquire(100_000).release()
     pool.close()
@@ -188,7 +191,7 @@ def test_after_close() -> None:
 
 
 def test_a_snapshot_stays_as_it_was() -> None:
-    pool = BufferPool()
+    pool = lasting()
     before = pool.stats()
     again = pool.stats()
     assert before == again
@@ -207,7 +210,7 @@ def test_a_snapshot_stays_as_it_was() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.sampled_from(["hold", "release", "drop", "retire", "trim"]))))
 def test_identities_in_all_states(steps: list[tuple[int, str]]) -> None:
-    pool = BufferPool("2MiB", leak_detection="off")
+    pool = lasting("2MiB", leak_detection="off")
     held: list[object] = []
     for nbytes, step in steps:
         try:
@@ -246,7 +249,7 @@ def churn(pool: BufferPool, rounds: int) -> None:
 
 
 def test_snapshots_are_consistent_while_threads_work() -> None:
-    pool = BufferPool("1MiB", leak_detection="off")
+    pool = lasting("1MiB", leak_detection="off")
     ended = threading.Event()
 
     def look() -> list[PoolStats]:

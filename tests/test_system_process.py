@@ -1,5 +1,6 @@
 """What the system says of this process and of the machine, and what is made of it when it says nothing sensible."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -48,21 +49,27 @@ def test_older_kernels_list_each_mapping(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.nosan
-def test_figures_of_this_process() -> None:
-    size = 64 * MIB
-    before = process.memory()
-    held = bytearray(size)
-    held[::4096] = b"x" * len(held[::4096])
-    after = process.memory()
-    for name in ("rss", "address_space", "data"):
-        assert getattr(after, name) - getattr(before, name) > size - 8 * MIB, name
-    assert after.peak_rss >= after.rss
-    assert abs(process.rss() - after.rss) < 8 * MIB
-    assert process.uss() > size
-    assert process.address_space() >= process.data() > size
-    del held
-    assert process.rss() < after.rss - size // 2
-    assert process.peak_rss() > after.peak_rss - MIB  # the kernel counts per processor
+def test_figures_of_a_real_process(run_python: Callable[..., object]) -> None:
+    """Of its own, where nothing else comes and goes. The kernel counts per processor, so figures are late by a little."""
+    code = """
+        from mempool._system import process
+        MIB = 1 << 20
+        size, little = 64 * MIB, 8 * MIB
+        before = process.memory()
+        held = bytearray(size)
+        held[::4096] = b"x" * len(held[::4096])
+        after = process.memory()
+        for name in ("rss", "address_space", "data"):
+            assert getattr(after, name) - getattr(before, name) > size - little, (name, before, after)
+        assert after.peak_rss >= after.rss, after
+        assert abs(process.rss() - after.rss) < little, after
+        assert process.uss() > size
+        assert process.address_space() >= process.data() > size
+        del held
+        assert process.rss() < after.rss - size // 2, after
+        assert process.peak_rss() > after.peak_rss - little, after
+    """
+    run_python(code)
 
 
 @linux
@@ -172,10 +179,12 @@ def test_limits_of_the_process(run_python: Callable[..., object]) -> None:
         import resource
         from mempool._system import rlimits
         for name, reader in ("RLIMIT_AS", rlimits.address_space), ("RLIMIT_DATA", rlimits.data):
-            resource.setrlimit(getattr(resource, name), (8 << 30, resource.RLIM_INFINITY))
-            assert reader() == 8 << 30
-            resource.setrlimit(getattr(resource, name), (resource.RLIM_INFINITY,) * 2)
-            assert reader() is None
+            limit = getattr(resource, name)
+            hard = resource.getrlimit(limit)[1]
+            for soft in 1 << 46, hard:  # the first is more than any process has, under a sanitizer too
+                if hard == resource.RLIM_INFINITY or soft == hard:
+                    resource.setrlimit(limit, (soft, hard))
+                    assert reader() == (None if soft == resource.RLIM_INFINITY else soft), (name, reader())
     """
     pytest.importorskip("resource")
     run_python(code)
@@ -198,6 +207,7 @@ def test_unlimited_is_written_in_many_ways(monkeypatch: pytest.MonkeyPatch) -> N
 @linux
 def test_readings_leave_no_descriptor_open(tmp_path: Path) -> None:
     tree.plant(tmp_path, {"proc/self/statm": "x"})
+    gc.collect()  # what other tests left goes before, not meanwhile
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
         process.memory()

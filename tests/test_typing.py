@@ -36,7 +36,7 @@ def run_tool(module: str, *arguments: object, cwd: Path) -> subprocess.Completed
         "MYPY_CACHE_DIR": str(cwd / "cache"),
     }
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.mark.slow

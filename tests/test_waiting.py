@@ -207,7 +207,7 @@ INTERRUPTED = """
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself")
 @pytest.mark.parametrize("how", ["kill", "raise_signal in another thread"])
 def test_ctrl_c_interrupts_a_wait(run_python: Run, how: str) -> None:
-    assert run_python(INTERRUPTED, how.split()[0], timeout=30).stdout == "done\n"
+    assert run_python(INTERRUPTED, how.split()[0]).stdout == "done\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself")

@@ -2,6 +2,7 @@
 #include "kit.h"
 
 #define MS UINT64_C(1000000)
+#define HOUR (UINT64_C(3600000) * MS)
 
 static bool thread_is_gone(void *unused) {
     (void)unused;
@@ -218,6 +219,25 @@ static mp_pool *purging(const ledger *books, uint64_t timeout) {
     return open_pool(&config);
 }
 
+/* The pool is patient: what is idle for a moment only may have gone before anybody looks. A trim may come before the thread's first
+ * look, and after. */
+static void the_thread_is_there_while_something_is_idle(void) {
+    mp_pool *pool = purging(NULL, HOUR);
+    for (unsigned round = 0; round < 50; round++) {
+        mp_block *block = take(pool, 100000);
+        CHECK(!mp_housekeeping_runs());
+        give(block);
+        CHECK(mp_housekeeping_runs());
+        for (unsigned i = 0; i < round; i++) sched_yield();
+        CHECK(mp_pool_trim(pool, 0) > 0);
+        CHECK(eventually(thread_is_gone, NULL));
+    }
+    give(take(pool, 100000));
+    CHECK(mp_housekeeping_runs());
+    mp_pool_destroy(pool);
+    CHECK(eventually(thread_is_gone, NULL));
+}
+
 static void idle_memory_is_purged_with_no_call_made(void) {
     ledger books;
     ledger_open(&books);
@@ -226,14 +246,12 @@ static void idle_memory_is_purged_with_no_call_made(void) {
     memset(live->data, 1, 50000);
     give(take(pool, 3 * MIB));
     give(take(pool, 100000));
-    CHECK(mp_housekeeping_runs());
     give(small);
     CHECK(eventually(all_is_lent, pool));
     CHECK_EQ(snapshot(pool).reserved, live->capacity);
     CHECK_LE(ledger_resident(&books), live->capacity);
     CHECK(eventually(thread_is_gone, NULL)); /* it is there only while something is idle */
     give(live);
-    CHECK(mp_housekeeping_runs());
     CHECK(eventually(all_is_lent, pool));
     CHECK(eventually(thread_is_gone, NULL));
     mp_pool_destroy(pool);
@@ -327,6 +345,7 @@ int main(int argc, char **argv) {
     TEST(a_full_pool_stays_full);
     TEST(what_goes_at_once_needs_no_thread);
     TEST(max_idle_holds_among_threads);
+    TEST(the_thread_is_there_while_something_is_idle);
     TEST(idle_memory_is_purged_with_no_call_made);
     TEST(nothing_goes_before_its_time);
     TEST(what_is_in_use_stays_warm);
