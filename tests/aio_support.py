@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import inspect
 import os
 import shutil
 import ssl
@@ -145,23 +146,36 @@ Served = Callable[[Any, Any], Any]
 
 @asynccontextmanager
 async def serving(kind: str, folder: Path, served: Served, *, own: bool, **options: Any) -> AsyncIterator[Served]:
-    """A server of this kind, of ours or asyncio's; gives what connects to it: `connect(module, **options)`."""
+    """A server of this kind, of ours or asyncio's; gives what connects to it: `connect(module, **options)`.
+
+    It ends when the connections of a coroutine function are closed: a transport that is still open as its loop is closed complains
+    when it is collected, in some other test.
+    """
     module: Any = aio if own else asyncio
+    writers: list[asyncio.StreamWriter] = []
+
+    async def noted(reader: Any, writer: Any) -> None:
+        writers.append(writer)
+        await served(reader, writer)
+
+    callback = noted if inspect.iscoroutinefunction(served) else served
     if kind == "unix":
         if not hasattr(asyncio, "open_unix_connection"):
             pytest.skip("no Unix sockets here")
         path = os.path.relpath(folder / "socket")  # the address of a socket is short
-        server = await module.start_unix_server(served, path, **options)
+        server = await module.start_unix_server(callback, path, **options)
         connect = lambda side, **more: side.open_unix_connection(path, **more)  # noqa: E731
     else:
         contexts = tls_contexts(folder) if kind == "tls" else None
         tls = {"ssl": contexts[0]} if contexts else {}
-        server = await module.start_server(served, "127.0.0.1", 0, **tls, **options)
+        server = await module.start_server(callback, "127.0.0.1", 0, **tls, **options)
         port = server.sockets[0].getsockname()[1]
         tls = {"ssl": contexts[1], "server_hostname": "localhost"} if contexts else {}
         connect = lambda side, **more: side.open_connection("127.0.0.1", port, **tls, **more)  # noqa: E731
     try:
         yield connect
+        for writer in writers:
+            await ended(writer)
     finally:
         server.close()
 
@@ -187,8 +201,12 @@ async def closed(*writers: asyncio.StreamWriter) -> None:
     for writer in writers:
         writer.close()
     for writer in writers:
-        with contextlib.suppress(OSError, ssl.SSLError):  # the tests break connections on purpose
-            await writer.wait_closed()
+        await ended(writer)
+
+
+async def ended(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError, ssl.SSLError):  # the tests break connections on purpose
+        await writer.wait_closed()
 
 
 def cancelled_reads(reader: aio.PooledReader) -> list[Callable[[], Awaitable[Any]]]:

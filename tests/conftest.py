@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def pytest_collection_finish() -> None:
     """Collections need not look at thousands of collected tests: many tests collect many times."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """A cleanup that a test left in the background would take from the caches and pools of the next one."""
+    for thread in threading.enumerate():
+        if thread.name == "mempool cleanup":
+            thread.join(60)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from aio_support import KINDS, Line, comes, connected, every_kind, every_loop, is_empty, run, serving, tls_contexts
+from aio_support import (
+    KINDS,
+    Line,
+    closed,
+    comes,
+    connected,
+    every_kind,
+    every_loop,
+    is_empty,
+    run,
+    serving,
+    tls_contexts,
+)
 from mempool import BufferPool, PoolExhausted, aio
 from support import MIB
 
@@ -253,7 +265,7 @@ def test_start_tls_and_unread_bytes(loop: str, kind: str, tmp_path: Path) -> Non
             assert writer.get_extra_info("ssl_object") is not None
             writer.write(b"secret\n")
             assert await reader.readline() == b"secret\n"
-            writer.close()
+            await closed(writer)
         line = Line()
         line.arrive(b"injected")
         with pytest.raises(RuntimeError, match="8 bytes"):
@@ -288,7 +300,7 @@ def test_start_tls_refuses_what_comes_while_it_waits_to_begin(loop: str, tmp_pat
             with contextlib.suppress(OSError, RuntimeError):  # the server hangs up
                 await writer.start_tls(client_context, server_hostname="localhost")
             assert "18 bytes" in await refused
-            writer.close()
+            await closed(writer)
         line = Line()
         waiting = asyncio.create_task(line.reader.readinto(bytearray(MIB)))
         await asyncio.sleep(0)

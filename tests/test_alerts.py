@@ -1,6 +1,7 @@
 """Alerts: which level is logged as what, how often, and who is heard."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,17 +19,37 @@ def event(level: Level, previous: Level = NORMAL, **options: Any) -> PressureEve
     return PressureEvent(level, previous, "process", **values)
 
 
+class Log(logging.Handler):
+    """What one logger was told, and no other: anything of an earlier test may be logged as it is collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
+
+
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "mempool.alerts")
-    return caplog
+def log() -> Iterator[Log]:
+    logger, kept = logging.getLogger("mempool.alerts"), Log()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(kept)
+    yield kept
+    logger.removeHandler(kept)
+    logger.setLevel(level)
 
 
-def levels(log: pytest.LogCaptureFixture) -> list[str]:
+def levels(log: Log) -> list[str]:
     return [record.levelname for record in log.records]
 
 
-def test_severities(log: pytest.LogCaptureFixture) -> None:
+def test_severities(log: Log) -> None:
     told = Alerts(clock=Clock())
     for level in Level:
         told(event(level))
@@ -37,7 +58,7 @@ def test_severities(log: pytest.LogCaptureFixture) -> None:
     assert log.messages[1] == "memory pressure is high: process has 850.0 MB of 1000.0 MB (85%)"
 
 
-def test_figures_that_are_missing_are_left_out(log: pytest.LogCaptureFixture) -> None:
+def test_figures_that_are_missing_are_left_out(log: Log) -> None:
     told = Alerts(clock=Clock())
     told(event(HIGH, used=None, limit=None, ratio=None))
     told(event(CRITICAL, limit=None, ratio=None, forecast=12.4))
@@ -47,7 +68,7 @@ def test_figures_that_are_missing_are_left_out(log: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_each_severity_is_logged_once_in_an_interval(log: pytest.LogCaptureFixture) -> None:
+def test_each_severity_is_logged_once_in_an_interval(log: Log) -> None:
     clock = Clock()
     told = Alerts(interval="1min", clock=clock)
     for level in (HIGH, HIGH, ELEVATED, HIGH, CRITICAL):
@@ -63,7 +84,7 @@ def test_each_severity_is_logged_once_in_an_interval(log: pytest.LogCaptureFixtu
     assert "more since" not in log.messages[4]
 
 
-def test_a_clock_that_is_set_back_silences_nothing(log: pytest.LogCaptureFixture) -> None:
+def test_a_clock_that_is_set_back_silences_nothing(log: Log) -> None:
     clock = Clock()
     told = Alerts(clock=clock)
     told(event(HIGH))
@@ -72,7 +93,7 @@ def test_a_clock_that_is_set_back_silences_nothing(log: pytest.LogCaptureFixture
     assert levels(log) == ["ERROR", "ERROR"]
 
 
-def test_relief_is_told_once_and_only_after_an_alert(log: pytest.LogCaptureFixture) -> None:
+def test_relief_is_told_once_and_only_after_an_alert(log: Log) -> None:
     told = Alerts(clock=Clock())
     told.relieved(event(NORMAL, HIGH))
     told(event(HIGH))
@@ -82,7 +103,7 @@ def test_relief_is_told_once_and_only_after_an_alert(log: pytest.LogCaptureFixtu
     assert levels(log) == ["ERROR", "INFO"]
 
 
-def test_issues_are_limited_each_for_itself(log: pytest.LogCaptureFixture) -> None:
+def test_issues_are_limited_each_for_itself(log: Log) -> None:
     issues = (
         Issue("leak", "high", 1, None, "it grows", "look"),
         Issue("fragmentation", "medium", 1, 2, "a has holes", "trim", "a"),
@@ -96,7 +117,7 @@ def test_issues_are_limited_each_for_itself(log: pytest.LogCaptureFixture) -> No
     assert levels(log) == ["ERROR", "WARNING", "WARNING"]
 
 
-def test_a_monitor_is_heard_until_it_is_cancelled(log: pytest.LogCaptureFixture) -> None:
+def test_a_monitor_is_heard_until_it_is_cancelled(log: Log) -> None:
     memory, clock = [10], Clock()
     monitor = PressureMonitor(
         Thresholds(main=100, critical=120), sources=[lambda: (memory[0], 200)], clock=clock, min_dwell=0
@@ -114,7 +135,7 @@ def test_a_monitor_is_heard_until_it_is_cancelled(log: pytest.LogCaptureFixture)
     assert len(log.records) == 4
 
 
-def test_the_monitor_keeps_them(log: pytest.LogCaptureFixture) -> None:
+def test_the_monitor_keeps_them(log: Log) -> None:
     monitor = PressureMonitor(Thresholds(main=100), sources=[lambda: (110, 200)])
     alerts(monitor)
     monitor.poll()
@@ -122,18 +143,13 @@ def test_the_monitor_keeps_them(log: pytest.LogCaptureFixture) -> None:
 
 
 def test_another_logger() -> None:
-    class Kept(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            kept.append(record)
-
-    kept: list[logging.LogRecord] = []
-    logger = logging.Logger("mine")
-    logger.addHandler(Kept())
+    logger, kept = logging.Logger("mine"), Log()
+    logger.addHandler(kept)
     Alerts(logger)(event(HIGH))
-    assert [record.name for record in kept] == ["mine"]
+    assert [record.name for record in kept.records] == ["mine"]
 
 
-def test_threads_log_once_and_count_the_rest(log: pytest.LogCaptureFixture) -> None:
+def test_threads_log_once_and_count_the_rest(log: Log) -> None:
     clock = Clock()
     told = Alerts(clock=clock)
 
@@ -166,7 +182,7 @@ def issues(*subjects: str) -> Health:
     return Health(85, "strained", mempool.memory_usage(), found)
 
 
-def test_subjects_that_come_no_more_are_forgotten(log: pytest.LogCaptureFixture) -> None:
+def test_subjects_that_come_no_more_are_forgotten(log: Log) -> None:
     told = Alerts(clock=Clock())
     told.report(issues("first", *(f"pool-{number}" for number in range(2000))))
     assert len(told._last) == 1000
@@ -174,7 +190,7 @@ def test_subjects_that_come_no_more_are_forgotten(log: pytest.LogCaptureFixture)
     assert len(log.records) == 2001 + 1
 
 
-def test_a_report_may_be_made_inside_a_report(log: pytest.LogCaptureFixture) -> None:
+def test_a_report_may_be_made_inside_a_report(log: Log) -> None:
     told = Alerts(clock=Clock())
 
     def work() -> None:

@@ -46,12 +46,12 @@ def test_relief_by_another_thread_ends_the_wait() -> None:
     monitor = monitor_of(memory)
     with monitor:
         monitor.poll()
-        batches = adaptive_batches(range(20), 10, monitor=monitor, max_wait=30, cleanup=False)
+        batches = adaptive_batches(range(20), 10, monitor=monitor, max_wait=60, cleanup=False)
         taken = start(next, batches)
         memory[0] = 10
         monitor.poll()
         assert taken.result()[0] == 0
-    assert batches.waited < 30
+    assert batches.waited < 60
     assert monitor.level == NORMAL
 
 
@@ -172,9 +172,12 @@ def test_a_run_in_a_cycle_is_collected() -> None:
 
 
 def test_the_default_monitor_and_the_settings(run_python: Run) -> None:
+    """Whatever memory the machine has left: the default monitor is made without sources."""
     code = """
+        import sys
         import mempool
         from mempool.pressure import Level, adaptive_batches, default_monitor
+        sys.modules["mempool.pressure.monitor"].default_sources = lambda: []
         assert [len(batch) for batch in adaptive_batches(range(50))] == [20, 20, 10]
         with default_monitor().simulate(Level.CRITICAL):
             assert len(next(adaptive_batches(range(50), max_wait="10ms"))) == 1
@@ -210,8 +213,10 @@ def test_a_child_goes_on_with_its_copy(run_python: Run) -> None:
 
 def test_the_interpreter_ends_in_the_middle(run_python: Run) -> None:
     code = """
+        import logging
         import mempool
         from mempool.pressure import adaptive_batches, alerts, default_monitor
+        logging.getLogger("mempool").addHandler(logging.NullHandler())  # the machine may really have no memory left
         monitor = default_monitor()
         told = alerts(monitor)
         monitor.start()
