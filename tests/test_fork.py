@@ -144,6 +144,37 @@ def test_no_thread_of_ours_runs_while_python_forks(script: Callable[..., None]) 
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_a_thread_that_read_ahead_and_has_just_ended_is_waited_for(script: Callable[..., None], tmp_path: Any) -> None:
+    """The OS may still count it, and Python goes by that when it warns."""
+    (tmp_path / "file").write_bytes(bytes(1000))
+    script(
+        """
+        from mempool.io import _ahead, iter_chunks
+        waited, wait, run = threading.Event(), _ahead._wait_for_the_os, _ahead.Ahead._run
+
+        def linger(*arguments):
+            run(*arguments)
+            waited.wait()
+            time.sleep(0.05)
+
+        def tell(*arguments):
+            waited.set()
+            wait(*arguments)
+
+        _ahead._GRACE, _ahead._wait_for_the_os, _ahead.Ahead._run = 100, tell, linger
+        chunks = iter_chunks(sys.argv[1], pool=mempool.BufferPool(idle_timeout=None))
+        assert chunks._ahead.start()
+        assert sum(map(len, chunks)) == 1000
+        chunks.close()
+        assert (chunks._ahead.running, tasks()) == (False, 2)
+        in_child(lambda: None)
+        assert tasks() == 1
+        """,
+        tmp_path / "file",
+    )
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 def test_child_purges_its_own_idle_memory(script: Callable[..., None]) -> None:
     script("""
         pool = mempool.BufferPool(idle_timeout=0.05)
