@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# How long an example takes says nothing about right or wrong, and under a sanitizer it takes long.
-settings.register_profile("mempool", settings(), deadline=None)
+# How long an example takes, or to draw it, says nothing about right or wrong, and under a sanitizer it takes long.
+settings.register_profile("mempool", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mempool")
 
 # A wheel is tested without the benchmarks beside it.

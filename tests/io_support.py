@@ -47,25 +47,29 @@ class Alarm(Exception):
 
 @contextmanager
 def alarms(action: Callable[[], object] | None = None, seconds: float = 0.01) -> Iterator[None]:
-    """Signals that arrive again and again, each some time after the last was handled; the handler raises `Alarm`, or does
-    something else."""
-    over = False
+    """Signals that arrive again and again, each some time after the last was handled; the handler does something, or raises
+    `Alarm` where it finds the program at one place twice: there it waits. On its way to the wait a slow machine may be for long."""
+    over, place = False, (None, -1)
 
     def handler(number: int, frame: Any) -> None:
+        nonlocal place
         if over:
             return
-        if action is None:
+        if action is not None:
+            action()
+        elif place == (frame, frame.f_lasti):
             raise Alarm
-        action()
+        else:
+            place = frame, frame.f_lasti
         if not over:
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     old = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
-        over = True
+        over, place = True, (None, -1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
 

@@ -225,7 +225,7 @@ def test_a_full_cache_says_so_and_is_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", VOLATILE)
 def test_only_those_with_an_end_go(name: str) -> None:
     told = Told()
-    cache: Cache[Any, int] = Cache(20, policy=name, on_evict=told)
+    cache: Cache[Any, int] = Cache(20, policy=name, on_evict=told, clock=Clock())
     for number in range(10):
         cache[number] = number
     for number in range(100, 160):

@@ -12,7 +12,7 @@ from mempool.cache import Cache, Cause, WeakCache
 from mempool.pressure import PressureMonitor, Shrinkable, Shrinker, Thresholds, unregister
 from mempool.pressure.reclaim import registered
 from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench
-from support import KIB, MIB, Strange, together, until
+from support import DEADLINE, KIB, MIB, Strange, together, until
 
 AnyCache = Cache[Any, Any] | WeakCache[Any, Any]
 
@@ -393,13 +393,16 @@ def test_monitors_of_threads() -> None:
         Thresholds(main=1000 * MIB, critical=1200 * MIB),
         sources=[lambda: (used[0], None)],
         interval=0.001,
+        reminder=3600,  # which would have it shrink once more
         reclaim=[cache],
     ) as monitor:
         until(lambda: len(cache) == 0)
+        polls = monitor.stats().polls
+        until(lambda: monitor.stats().polls > polls + 1)  # the round that asked has ended
         cache[1] = cache[2] = Value(KIB)
         assert len(cache) == 1
         used[0] = 0
-        assert monitor.wait_for_relief(ELEVATED, timeout=30)
+        assert monitor.wait_for_relief(ELEVATED, timeout=DEADLINE)
     filled_again(cache)
     assert len(cache) == 1000
 
@@ -481,7 +484,7 @@ def test_a_cleanup_in_a_callback_leaves_the_allowance(mode: Any, background: boo
     reports: list[mempool.pressure.CleanupReport] = []
     bench.monitor.on(HIGH, lambda _: reports.append(mempool.cleanup(mode, background=background)))
     bench.at(1010)
-    assert reports[0].wait(30)
+    assert reports[0].wait(DEADLINE)
     assert len(cache) == (0 if mode == "aggressive" else 750)
     assert cache.stats().allowance == 1000
 

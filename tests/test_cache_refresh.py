@@ -29,6 +29,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def cache(clock: Clock) -> Iterator[Cache[Any, Any]]:
+    until(lambda: not refresh_threads(), "the end of other tests' threads")
     cache: Cache[Any, Any] = Cache(100, ttl=10, clock=clock)
     yield cache
     until(lambda: not refresh_threads(), "the end of the threads")

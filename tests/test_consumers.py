@@ -62,7 +62,7 @@ def check_holds_buffer(make: Callable[[mempool.Buffer], Any]) -> None:
 
 def check_holds_nothing(use: Callable[[mempool.Buffer], object]) -> None:
     """What the call returned lives on, and the memory is back at once."""
-    pool = mempool.BufferPool(limit=SIZE)
+    pool = mempool.BufferPool(limit=SIZE, idle_timeout=None)
     buffer = lend(pool, SIZE)
     address, result = buffer.address, use(buffer)
     buffer.release()

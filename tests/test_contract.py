@@ -170,7 +170,7 @@ class Subjects:
 
     def __init__(self) -> None:
         self.parent = Account("parent", limit="8MiB")
-        self.pool = BufferPool(limit="4MiB", account=self.parent, leak_detection="off")
+        self.pool = BufferPool(limit="4MiB", idle_timeout=None, account=self.parent, leak_detection="off")
         self.pool.acquire("64KiB").release()
         self.buffer = self.pool.acquire(1000)
         self.buffer[:] = bytes(range(250)) * 4

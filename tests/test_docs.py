@@ -4,6 +4,7 @@ Run by hand, `python tests/test_docs.py docs/buffers.md` shows which examples of
 """
 
 import doctest
+import gc
 import inspect
 import mmap
 import os
@@ -140,6 +141,7 @@ def test_examples_of_a_docstring_run(name: str, text: str) -> None:
     test = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), dict(vars(module)), name, None, None)
     runner = doctest.DocTestRunner()
     shown: list[str] = []
+    gc.collect()  # some show what is lent in all, and what other tests left would go back in the middle
     runner.run(test, out=shown.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(shown)
 

@@ -31,7 +31,7 @@ def port() -> Iterator[str]:
 
 def run_client(*arguments: str) -> str:
     command = [sys.executable, str(EXAMPLES / "echo_client.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

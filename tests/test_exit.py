@@ -329,7 +329,6 @@ def test_interrupted_wait_at_exit(run_python: Callable[..., Any]) -> None:
             raise SystemExit(5) from None
         """,
         check=False,
-        timeout=20,
     )
     assert (done.returncode, done.stderr) == (5, "")
 

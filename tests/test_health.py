@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import mempool
 from batch_kit import Clock
+from mempool import _core
 from mempool.accounting import MemoryUsage, Tracker, register_reclaimer, take_snapshot
 from mempool.pressure import Health, HealthCheck, Level, PressureMonitor, Thresholds
 from mempool.pressure.batches import Waits, tally
@@ -81,6 +82,13 @@ class Bench:
     def check(self, later: float = 10.0) -> Health:
         self.clock.now += later
         return self.checker.check()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of other tests are not judged: they may hold idle memory, and go at any moment."""
+    of_process, others = _core._pools, {id(pool): pool for pool in _core._pools()}
+    monkeypatch.setattr(_core, "_pools", lambda: [pool for pool in of_process() if id(pool) not in others])
 
 
 @pytest.fixture
@@ -283,7 +291,7 @@ def test_a_callback_that_is_slow_or_fails(bench: Bench) -> None:
     bench.monitor.on(Level.HIGH, broken)
     with bench.monitor.simulate(Level.HIGH):
         bench.monitor.poll()
-    found = [issue for issue in bench.check().issues if issue.kind != "threshold"]
+    found = [issue for issue in bench.check().issues if issue.kind != "slow reclaim"]  # as a machine may be
     assert [(issue.kind, issue.severity, issue.figure) for issue in found] == [("failing reclaim", "high", 1)]
     assert "broken" in found[0].subject
     assert bench.check(301.0).issues == ()
@@ -324,10 +332,8 @@ def test_one_that_goes_hides_nothing_of_another_of_its_name(bench: Bench) -> Non
     exhaust(new)
     with bench.monitor.simulate(Level.HIGH):
         pass
-    assert [(issue.kind, issue.figure) for issue in bench.check().issues] == [
-        ("failing reclaim", 1),
-        ("exhausted waits", 1),
-    ]
+    found = [(issue.kind, issue.figure) for issue in bench.check().issues if issue.kind != "slow reclaim"]
+    assert found == [("failing reclaim", 1), ("exhausted waits", 1)]
     new.close()
 
 

@@ -265,6 +265,7 @@ class Ahead:
         if isinstance(self.source, Descriptor):
             self.source.instead = None
         self._waker = None
+        _leaving.append((self.native_id, time.monotonic()))
         _running.discard(self)
         self.running = False
         _signal(self._over)
@@ -280,7 +281,8 @@ def _signal(lock: "_thread.LockType") -> None:
 # ---- fork ----
 
 _running: set[Ahead] = set()
-_GRACE = 0.1  # seconds; the OS ends a thread a little after Python does
+_leaving: deque[tuple[int, float]] = deque(maxlen=256)  # native ids of those that left last, and when
+_GRACE = 5.0  # seconds; the OS ends a thread a little after Python does, and a machine may stand still
 
 
 def _before_fork() -> None:
@@ -288,13 +290,15 @@ def _before_fork() -> None:
     for ahead in list(_running):
         ahead.pause()
         ahead.join()
-        _wait_for_the_os(ahead.native_id)
+    while _leaving:
+        with suppress(IndexError):  # another thread forks too
+            _wait_for_the_os(*_leaving.popleft())
 
 
-def _wait_for_the_os(native_id: int) -> None:
+def _wait_for_the_os(native_id: int, since: float) -> None:
     """Return when the thread is gone for the OS too, by which Python counts threads."""
-    end = time.monotonic() + _GRACE
-    while os.path.exists(f"/proc/self/task/{native_id}") and time.monotonic() < end:
+    end = since + _GRACE  # what has the id later is another
+    while time.monotonic() < end and os.path.exists(f"/proc/self/task/{native_id}"):
         time.sleep(0)
 
 
@@ -303,6 +307,7 @@ def _after_fork() -> None:
     for ahead in _running:
         ahead.lose_thread()
     _running.clear()
+    _leaving.clear()
 
 
 if hasattr(os, "register_at_fork"):
