@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 # Runs `action` once, before the n-th line that `work` executes in the package; returns whether there was one.
 AT_LINE = """
-import gc, os, sys, warnings
+import gc, os, pickle, sys, warnings
 from mempool.shared import SharedPool
 import mempool.shared
 gc.freeze()  # collections have little to look at, forks little to copy
@@ -54,6 +54,7 @@ def attempt(n, zero, warm):
         old = pool.acquire(100); old[:5] = b"dirty"; old.release()
     child = None
     ready, told = os.pipe()
+    finished, finish = os.pipe()
     def fork():
         nonlocal child
         child = os.fork()
@@ -67,8 +68,14 @@ def attempt(n, zero, warm):
         os.close(told)  # a parent that fails ends the wait below
         got[:5] = b"child"
         mine = pool.acquire(100); mine[:5] = b"child"
+        os.write(finish, b"x")
         os.read(ready, 1)
         os._exit(0 if got[:5] == mine[:5] == b"child" else 2)
+    os.close(finish)
+    if child:
+        os.read(finished, 1)
+    # The child wrote nothing into what it saw being made: what is sent comes home.
+    assert pickle.loads(pickle.dumps(got)).pool is pool, (n, zero, warm)
     others = [got] + [pool.acquire(100) for _ in range(70)]
     for other in others:
         other[:6] = b"parent"
@@ -76,7 +83,7 @@ def attempt(n, zero, warm):
         os.write(told, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (n, zero, warm)
     assert all(other[:6] == b"parent" for other in others), n
-    os.close(ready), os.close(told)
+    os.close(ready), os.close(told), os.close(finished)
     return reached
 
 for zero, warm in ((False, False), (True, True)):
