@@ -1,10 +1,12 @@
 """What the tests of pressure monitors share: a clock that stands still, memory that is what a test says, monitors over both."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
 from mempool.pressure import Level, PressureEvent, PressureMonitor, Thresholds
 from mempool.pressure.sources import Reading
+from support import DEADLINE
 
 NORMAL, ELEVATED, HIGH, CRITICAL = Level
 BYTES = Thresholds(main=1000, critical=1200)  # ELEVATED at 800
@@ -61,8 +63,21 @@ class Bench:
         return [(event.previous, event.level) for event in self.events]
 
 
+def records(caplog: Any) -> list[Any]:
+    """What this package logged; what earlier tests left may be collected now, and other loggers complain of it."""
+    return [record for record in caplog.records if record.name.startswith("mempool")]
+
+
 def logged(caplog: Any) -> list[str]:
-    return [record.getMessage() for record in caplog.records]
+    return [record.getMessage() for record in records(caplog)]
+
+
+def quiet(*names: str) -> None:
+    """Wait for the end of threads of these names: they would act on what the next test makes."""
+    for thread in threading.enumerate():
+        if thread.name in names:
+            thread.join(DEADLINE)
+            assert not thread.is_alive(), f"a thread {thread.name!r} never ended"
 
 
 def frees(memory: Memory, nbytes: int) -> Callable[[PressureEvent], int]:

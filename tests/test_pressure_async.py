@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mempool.pressure import PressureEvent, Registration
-from monitor_kit import HIGH, NORMAL, Bench, logged
-from support import until
+from monitor_kit import HIGH, NORMAL, Bench, logged, records
+from support import DEADLINE, until
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def rise(bench: Bench) -> None:
 
 async def counted(registration: Registration, calls: int) -> None:
     """Wait until the callback was called so often."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE):
         while registration.calls < calls or registration._errand is not None:
             await asyncio.sleep(0)
 
@@ -93,7 +93,7 @@ def test_an_async_callback_that_raises(bench: Bench, caplog: Any) -> None:
                 await asyncio.sleep(0)
 
     asyncio.run(main())
-    assert len(caplog.records) == 1
+    assert len(logged(caplog)) == 1
     assert bench.monitor.stats().errors == 2
 
 
@@ -142,7 +142,7 @@ def test_an_async_callback_without_a_loop_is_an_error_that_says_so(bench: Bench,
     registration = bench.monitor.on(HIGH, lost)
     bench.at(1000)
     assert registration.errors == 1
-    assert "outside a running event loop" in str(caplog.records[0].exc_info[1])
+    assert "outside a running event loop" in str(records(caplog)[0].exc_info[1])
 
 
 def test_an_async_callback_without_a_loop_takes_that_of_the_monitor(bench: Bench) -> None:

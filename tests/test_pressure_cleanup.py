@@ -13,7 +13,8 @@ import pytest
 import mempool
 from cleanup_kit import Acting, Cache, by_name, idle_pool
 from mempool.pressure import CleanupReport
-from support import MIB, Strange
+from monitor_kit import records
+from support import DEADLINE, MIB, Strange
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -183,7 +184,7 @@ def test_an_error_is_told_and_the_other_steps_run(caplog: pytest.LogCaptureFixtu
     assert by_name(report)["acting"].error == "ValueError: no, today not"
     assert (len(acting.entries), later.entries) == (4, [])
     assert report.steps[-1].name == "pages"
-    (record,) = [record for record in caplog.records if record.exc_info]
+    (record,) = [record for record in records(caplog) if record.exc_info]
     assert "acting failed" in record.getMessage()
 
 
@@ -225,7 +226,7 @@ def test_what_would_end_the_program_is_for_who_called(error: type[BaseException]
 def test_a_cleanup_within_a_cleanup_is_the_same(mode: Any, outer: Any) -> None:
     within: list[CleanupReport] = []
     acting = Acting(lambda: within.append(mempool.cleanup(mode)))
-    assert mempool.cleanup(outer).wait(30)
+    assert mempool.cleanup(outer).wait(DEADLINE)
     assert [(report.done, report.steps, report.freed) for report in within] == [(True, (), 0)]
     assert len(acting.entries) < 4
 

@@ -11,8 +11,8 @@ import pytest
 
 import mempool
 from mempool.pressure import Forecast, Level, PressureEvent, PressureMonitor, Thresholds
-from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged
-from support import Strange, start
+from monitor_kit import BYTES, CRITICAL, ELEVATED, HIGH, NORMAL, Bench, Clock, Memory, frees, logged, records
+from support import DEADLINE, Strange, start
 
 
 @pytest.fixture
@@ -116,15 +116,15 @@ def test_a_source_that_was_never_there_is_shown_and_not_logged(bench: Bench, cap
     bench.memory.error = FileNotFoundError(2, "no such file")
     bench.monitor.poll()
     assert "no such file" in bench.monitor.sources[0].why
-    assert not caplog.records
+    assert not records(caplog)
 
 
 def test_a_source_that_breaks_is_logged_once_with_its_traceback(bench: Bench, caplog: Any) -> None:
     bench.memory.error = ZeroDivisionError("by zero")
     for _ in range(3):
         assert bench.monitor.poll() == NORMAL
-    assert len(caplog.records) == 1
-    assert caplog.records[0].exc_info[0] is ZeroDivisionError
+    assert len(records(caplog)) == 1
+    assert records(caplog)[0].exc_info[0] is ZeroDivisionError
     assert bench.monitor.sources[0].errors == 3
 
 
@@ -472,12 +472,12 @@ def test_a_round_that_another_thread_began_stops_at_suppressed(bench: Bench, rel
 
     def first(_: PressureEvent) -> None:
         begun.set()
-        go.wait(30)
+        go.wait(DEADLINE)
 
     on(first, priority=1)
     on(late.append, weak=False)
     thread = start(bench.at, 0 if relief else 1000, 5.0)
-    assert begun.wait(30)
+    assert begun.wait(DEADLINE)
     with bench.monitor.suppressed():
         go.set()
         thread.result()
@@ -498,10 +498,10 @@ def test_the_child_of_a_fork_is_muted_by_its_own_thread_only(bench: Bench, own: 
     def other() -> None:
         with bench.monitor.suppressed():
             entered.set()
-            leave.wait(30)
+            leave.wait(DEADLINE)
 
     thread = start(other)
-    assert entered.wait(30)
+    assert entered.wait(DEADLINE)
     with bench.monitor.suppressed() if own else nullcontext():
         pid = os.fork()
         if pid == 0:

@@ -14,7 +14,7 @@ from mempool.pressure.levels import Level
 from mempool.pressure.sources import EventSource, PressureStall, Reading
 from mempool.pressure.sources.stall import Stall, read_stalls
 from pressure_kit import Clock, armed_by_urgent_data
-from support import together
+from support import DEADLINE, together
 
 POLLPRI, POLLERR = 2, 8
 REAL = "/proc/pressure/memory"
@@ -226,7 +226,7 @@ def test_an_event_wakes_a_poll(file: Path) -> None:
         assert poll.poll(0) == []
         write(file, total=10**9)
         fire()
-        [(_, events)] = poll.poll(10_000)
+        [(_, events)] = poll.poll(DEADLINE * 1000)
         assert source.handle(events)
         assert source.read().level is Level.HIGH
 

@@ -81,7 +81,7 @@ def test_async_with_around_a_thread_leaves_it_running() -> None:
 def test_a_restart_in_a_callback_keeps_the_sources_open() -> None:
     """The old thread ends later than the new one begins."""
     bell = Bell()
-    monitor = PressureMonitor(BYTES, sources=[bell], interval=HOURS, min_dwell=0)
+    monitor = PressureMonitor(BYTES, sources=[bell], interval=HOURS, min_dwell=0, reminder=HOURS)
     old: list[threading.Thread] = []
 
     @monitor.on(HIGH)
@@ -123,7 +123,7 @@ def test_the_source_of_another_monitor_is_read_and_not_watched(monkeypatch: pyte
         bell.ring()
         until(lambda: second.stats().events == 1)
     until(lambda: first.sources[0].events == "watched")  # it is free
-    assert "already" in first.sources[1].events
+    until(lambda: "already" in first.sources[1].events)
     first.stop()
     assert bell.ends is None
 
@@ -139,7 +139,7 @@ def test_a_loop_closed_over_a_monitor_leaves_no_descriptors() -> None:
     with monitor:
         assert monitor.running
     assert not monitor.running
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 # ---- what stop waits for ----

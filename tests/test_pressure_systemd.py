@@ -12,7 +12,7 @@ import pytest
 from mempool.pressure.levels import Level
 from mempool.pressure.sources import EventSource, Reading, SystemdPressure
 from pressure_kit import Clock, waiting_events
-from support import until
+from support import DEADLINE, until
 
 POLLIN, POLLPRI, POLLERR, POLLHUP = 1, 2, 8, 16
 
@@ -333,6 +333,6 @@ def test_a_child_connects_for_itself(server: socket.socket) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     server.accept()[0].close()
     peer.sendall(b"!")
-    assert select.select([source.fileno()], [], [], 10)[0]
+    assert select.select([source.fileno()], [], [], DEADLINE)[0]
     assert source.handle(POLLIN)
     peer.close()

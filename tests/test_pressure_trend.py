@@ -4,7 +4,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mempool.pressure import Forecast
@@ -62,6 +62,7 @@ def test_a_clock_that_goes_back_makes_earlier_readings_worthless() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 2**60)), max_size=30))
+@example([(0.0, 2**59), (5e-324, 2**60), (1e-323, 2**58), (1.5e-323, 2**59 + 2**58)])  # slopes without end, up and down
 def test_any_readings_give_a_finite_trend(samples: list[tuple[float, int]]) -> None:
     trend = trend_of(*samples)
     rate, confidence = trend.slope()

@@ -124,6 +124,24 @@ def test_a_wait_can_be_interrupted(bench: Bench) -> None:
     assert bench.monitor.stats().waiting == 0
 
 
+@pytest.mark.parametrize("how", ["thread", "task"])
+def test_an_interrupt_just_as_a_wait_begins_leaves_nothing(bench: Bench, monkeypatch: Any, how: str) -> None:
+    bench.at(1000)
+    plain = bench.monitor._waiters.add
+
+    def add(waiter: Any) -> None:
+        plain(waiter)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.monitor._waiters, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        if how == "thread":
+            bench.monitor.wait_for_relief()
+        else:
+            asyncio.run(bench.monitor.relief())
+    assert bench.monitor.stats().waiting == 0
+
+
 @pytest.mark.parametrize("bad", [-1, "soon", float("nan")])
 def test_nonsense_for_a_timeout(bench: Bench, bad: Any) -> None:
     with pytest.raises(ValueError, match="timeout"):

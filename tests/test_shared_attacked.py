@@ -7,7 +7,7 @@ import pytest
 
 from mempool.shared import SharedPool
 from mempool.shared.registry import here
-from shared_kit import child, linux, nothing_left
+from shared_kit import child, linux, nothing_left, settle
 
 pytestmark = [linux, pytest.mark.nosan]
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 # Runs `action` once, before the n-th line that `work` executes in the package; returns whether there was one.
 AT_LINE = """
-import gc, os, sys, warnings
+import gc, os, pickle, sys, warnings
 from mempool.shared import SharedPool
 import mempool.shared
 gc.freeze()  # collections have little to look at, forks little to copy
@@ -54,6 +54,7 @@ def attempt(n, zero, warm):
         old = pool.acquire(100); old[:5] = b"dirty"; old.release()
     child = None
     ready, told = os.pipe()
+    finished, finish = os.pipe()
     def fork():
         nonlocal child
         child = os.fork()
@@ -67,8 +68,14 @@ def attempt(n, zero, warm):
         os.close(told)  # a parent that fails ends the wait below
         got[:5] = b"child"
         mine = pool.acquire(100); mine[:5] = b"child"
+        os.write(finish, b"x")
         os.read(ready, 1)
         os._exit(0 if got[:5] == mine[:5] == b"child" else 2)
+    os.close(finish)
+    if child:
+        os.read(finished, 1)
+    # The child wrote nothing into what it saw being made: what is sent comes home.
+    assert pickle.loads(pickle.dumps(got)).pool is pool, (n, zero, warm)
     others = [got] + [pool.acquire(100) for _ in range(70)]
     for other in others:
         other[:6] = b"parent"
@@ -76,7 +83,7 @@ def attempt(n, zero, warm):
         os.write(told, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (n, zero, warm)
     assert all(other[:6] == b"parent" for other in others), n
-    os.close(ready), os.close(told)
+    os.close(ready), os.close(told), os.close(finished)
     return reached
 
 for zero, warm in ((False, False), (True, True)):
@@ -114,7 +121,7 @@ def attempt(n, kind):
     assert len(os.listdir("/proc/self/fd")) == files, n
     done = []
     thread = threading.Thread(target=lambda: done.append(pool.acquire(1)), daemon=True)
-    thread.start(); thread.join(20)
+    thread.start(); thread.join(100)
     assert done, "a lock was left"
     for lease in leases:
         lease.release()
@@ -141,7 +148,7 @@ def test_a_pool_made_within_a_call_while_another_thread_forks(run_python: Any) -
         import faulthandler, os, sys, threading, warnings
         from mempool.shared import SharedPool
         warnings.simplefilter("ignore", DeprecationWarning)
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(100, exit=True)
         pools = [SharedPool() for _ in range(4)]
         def fork():
             pid = os.fork()
@@ -201,6 +208,8 @@ def test_a_reply_after_the_owner_closed_its_pool(sent: str) -> None:
 
 
 def test_many_messages_of_a_closed_pool_are_one_parcel() -> None:
+    settle()
+    before = set(here.parcels)  # messages of other tests, which nobody received
     with child(reply_when_told) as worker:
         with SharedPool() as pool:
             buffer = pool.acquire(MIB)
@@ -208,13 +217,13 @@ def test_many_messages_of_a_closed_pool_are_one_parcel() -> None:
         assert worker.wire.recv() == "got it"
         for _ in range(10):
             pickle.loads(pickle.dumps(buffer))
-        assert len(here.parcels) == 1
+        assert len(set(here.parcels) - before) == 1
         worker.wire.send("now")
         buffer = worker.wire.recv()
         assert worker.wire.recv() == "gone"
         del buffer
         assert pool.stats().reserved == 0
-        assert not here.parcels
+        assert not set(here.parcels) - before
         worker.wire.send("end")
 
 

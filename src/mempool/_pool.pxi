@@ -258,6 +258,7 @@ leak_detection=None, account=None, name=None)\n--\n
     cdef bint _has_room_now(self, mp_status status, size_t asked, size_t size, mp_shortage *shortage, int *tries) except -1:
         """A limit refused blocks of `size` bytes: whether somebody made room. Raises the error of an account."""
         cdef size_t room
+        cdef mp_pool_stats stats
         if status == MP_ERR_ACCOUNT:
             return room_in_account(self.account, shortage.binding, size, tries, asked)
         if status == MP_ERR_NOMEM:
@@ -267,7 +268,14 @@ leak_detection=None, account=None, name=None)\n--\n
         room = shortage.limit - shortage.in_use if shortage.in_use < shortage.limit else 0
         if make_room(None, self, size - room if room < size else size, tries):
             return True
-        return self._read_limit() > shortage.limit  # it was raised without a word
+        if self._read_limit() > shortage.limit:  # it was raised without a word
+            return True
+        # Or something came back: the collector may have run by itself, after the refusal and before anybody looked.
+        mp_pool_stats_read(self._c, &stats, NULL, 0)
+        if stats.in_use + stats.retired < shortage.in_use and tries[0] < MOST_TRIES:
+            tries[0] += 1
+            return True
+        return False
 
     cdef int _fail(self, mp_status status, size_t size) except -1:
         """Raise what a failed lease means."""

@@ -104,6 +104,14 @@ cdef class _SharedMemory:
         """Set a word of the header."""
         mp_word_set(self._word(number), value)
 
+    def begin(self, uint64_t depth, list words):
+        """Set the first words of the header in one step; a child of a fork that came after `depth` leaves it to its parent."""
+        cdef Py_ssize_t number
+        cdef uint64_t value
+        if depth == fork_depth:
+            for number, value in words:
+                mp_word_set(self._word(number), value)
+
     def add(self, Py_ssize_t number):
         """Add one to a word of the header."""
         mp_word_add(self._word(number))

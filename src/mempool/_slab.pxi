@@ -230,13 +230,26 @@ cdef class SlabAllocator:
     cdef bint _has_room_now(self, mp_status status, size_t count, mp_shortage *shortage, int *tries) except -1:
         """A limit refused `count` items: whether somebody made room. Raises the error of an account."""
         cdef size_t size = count * self._item_size
+        cdef bint fits
         if count > SIZE_MAX // self._item_size:
             return False
         if status == MP_ERR_ACCOUNT:
             return room_in_account(self.account, shortage.binding, size, tries)
         if status == MP_ERR_LIMIT:
-            return size <= shortage.limit and make_room(None, self, size, tries)
-        return status == MP_ERR_FULL and count <= self._most() and make_room(None, self, size, tries)
+            fits = size <= shortage.limit
+        else:
+            fits = status == MP_ERR_FULL and count <= self._most()
+        return fits and (make_room(None, self, size, tries) or self._freed_by_itself(count, tries))
+
+    cdef bint _freed_by_itself(self, size_t count, int *tries) noexcept:
+        """Whether there is room though nobody made any: the collector may have run after the refusal, before anybody looked."""
+        cdef mp_slab_stats stats
+        with nogil:
+            mp_slab_stats_read(self._c, &stats)
+        if tries[0] >= MOST_TRIES or count > stats.slots - (stats.live + stats.retired + stats.exhausted):
+            return False
+        tries[0] += 1
+        return True
 
     cdef size_t _most(self) noexcept:
         cdef mp_slab_stats stats

@@ -363,8 +363,8 @@ class PressureMonitor(Options):
         goal = _level(level, Level.ELEVATED)
         end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout")
         waiter = ThreadWaiter(goal)
-        self._waiters.add(waiter)
         try:
+            self._waiters.add(waiter)  # in here: Ctrl-C may raise as it returns
             while not self._relieved(goal):
                 left = None if end is None else end - time.monotonic()
                 if threading.get_ident() in self._inside or (left is not None and left <= 0):
@@ -381,8 +381,8 @@ class PressureMonitor(Options):
         goal = _level(level, Level.ELEVATED)
         end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout")
         waiter = TaskWaiter(goal, asyncio.get_running_loop())
-        self._waiters.add(waiter)
         try:
+            self._waiters.add(waiter)
             while not self._relieved(goal, here=True):
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:

@@ -13,6 +13,8 @@ __all__ = ["IN_A_HURRY", "Forecast", "Trend", "next_interval"]
 _KEPT = 12
 _ENOUGH = 6  # readings from which on their number takes nothing from how sure a trend is
 
+_MOMENT = 1e-9  # seconds; slopes between readings that are nearer would overflow
+
 _FASTEST = 0.01
 _SLOWEST = 5.0
 _SLOWEST_RAISED = 0.5
@@ -58,8 +60,8 @@ class Trend:
         self._known: tuple[float, float] | None = None
 
     def add(self, now: float, used: int) -> None:
-        """Take in a reading; a clock that went back makes the earlier ones worthless."""
-        if self._samples and now <= self._samples[-1][0]:
+        """Take in a reading; a clock that went back makes the earlier ones worthless. One at the same moment replaces the last."""
+        if self._samples and now < self._samples[-1][0] + _MOMENT:
             if now < self._samples[-1][0]:
                 self._samples.clear()
             else:

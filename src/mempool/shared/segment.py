@@ -4,7 +4,7 @@ import errno
 import os
 import weakref
 
-from mempool._core import Account, _has_shared_memory, _SharedHold, _SharedMemory
+from mempool._core import Account, _fork_depth, _has_shared_memory, _SharedHold, _SharedMemory
 from mempool.shared.layout import (
     CAPACITY_WORD,
     COUNT_WORD,
@@ -77,24 +77,27 @@ class Segment:
     __slots__ = ("blocks", "capacity", "memory", "nonce", "ready")
 
     def __init__(self, capacity: int, count: int, account: Account) -> None:
+        depth = _fork_depth()
         self.memory = _create(capacity * count + HEADER, account)
         self.capacity = capacity
         self.nonce = os.urandom(16)
         self.blocks = [Block(self, index) for index in range(count)]
         self.ready = 0  # blocks that are idle or spoiled
-        self._write_header(count)
+        self._write_header(count, depth)
 
-    def _write_header(self, count: int) -> None:
+    def _write_header(self, count: int, depth: int) -> None:
         memory = self.memory
-        memory.set(NONCE_WORD, int.from_bytes(self.nonce[:8], "little"))
-        memory.set(NONCE_WORD + 1, int.from_bytes(self.nonce[8:], "little"))
-        memory.set(COUNT_WORD, count)
-        memory.set(CAPACITY_WORD, self.capacity)
-        memory.set(PID_WORD, os.getpid())
-        memory.set(FD_WORD, memory.fd)
-        for index in range(count):
-            memory.set(word(index, GENERATION), 1)
-        memory.set(MAGIC_WORD, MAGIC)
+        words = [
+            (NONCE_WORD, int.from_bytes(self.nonce[:8], "little")),
+            (NONCE_WORD + 1, int.from_bytes(self.nonce[8:], "little")),
+            (COUNT_WORD, count),
+            (CAPACITY_WORD, self.capacity),
+            (PID_WORD, os.getpid()),
+            (FD_WORD, memory.fd),
+            *((word(index, GENERATION), 1) for index in range(count)),
+            (MAGIC_WORD, MAGIC),
+        ]
+        memory.begin(depth, words)  # a signal handler may have forked: then there are two who make this segment
 
 
 class Ref(weakref.ref[_SharedHold]):
@@ -122,7 +125,7 @@ def _create(nbytes: int, account: Account) -> _SharedMemory:
         try:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         except PermissionError:  # a fork just before: parent and child seal the same file, and one of them comes second
-            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != seals:
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals != seals:  # some kernels are told to seal more
                 raise
         return _SharedMemory(fd, nbytes, account)
     except BaseException as error:
