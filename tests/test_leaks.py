@@ -22,6 +22,10 @@ def pool() -> mempool.BufferPool:
 
 
 def caught(act: Callable[[], object]) -> list[warnings.WarningMessage]:
+    """What is warned of meanwhile, without what other tests left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         act()
