@@ -329,7 +329,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip("no mount namespace to be had")
     (tmp_path / "full.py").write_text(FULL)
     run = f"{mount} && exec {sys.executable} -W ignore {tmp_path / 'full.py'} {disk / 'new'} {source}"
-    done = subprocess.run([*unshare, run], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*unshare, run], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 

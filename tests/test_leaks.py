@@ -377,7 +377,7 @@ ROUNDS = {
     "waits in threads": """
         kept = pool.acquire("16MiB")
         def wait():
-            pool.acquire(4096, timeout=30).release()
+            pool.acquire(4096, timeout=120).release()
         threads = [threading.Thread(target=wait) for _ in range(2)]
         waits = pool.stats().waits + 2
         for thread in threads: thread.start()
