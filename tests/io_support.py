@@ -49,21 +49,26 @@ class Alarm(Exception):
 
 @contextmanager
 def alarms(action: Callable[[], object] | None = None, seconds: float = 0.01) -> Iterator[None]:
-    """Signals that arrive again and again, each some time after the last was handled; the handler raises `Alarm`, or does
-    something else."""
+    """A signal whose handler raises `Alarm`; or signals again and again, each some time after the last was handled, whose handler
+    does something else.
+
+    One that comes just before a call of the OS ends no wait in it, and Python is not told: so another follows a second later.
+    """
     over = False
 
     def handler(number: int, frame: Any) -> None:
+        nonlocal over
         if over:
             return
         if action is None:
+            over = True
             raise Alarm
         action()
         if not over:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
 
     old = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
