@@ -1,5 +1,6 @@
 """What the tests of mempool.io share: content that tells its place, descriptors that are counted, pools that must have all back."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ def descriptors() -> set[str]:
 
 @contextmanager
 def all_back(pool: BufferPool) -> Iterator[None]:
-    """Afterwards nothing is lent, and no descriptor more is open."""
+    """Afterwards nothing is lent, and no descriptor more is open. What other tests left as garbage goes before."""
+    gc.collect()
     before, dropped = descriptors(), pool.stats().dropped
     yield
     until(lambda: descriptors() <= before, "the end of a descriptor")
@@ -48,25 +50,29 @@ class Alarm(Exception):
 @contextmanager
 def alarms(action: Callable[[], object] | None = None, seconds: float = 0.01) -> Iterator[None]:
     """Signals that arrive again and again, each some time after the last was handled; the handler does something, or raises
-    `Alarm` where it finds the program at one place twice: there it waits. On its way to the wait a slow machine may be for long."""
+    `Alarm` where it finds the program at one place twice: there it waits. On its way to the wait a slow machine may be for long.
+
+    One that comes just before a call of the OS ends no wait in it, and Python is not told: so another follows a second later.
+    """
     over, place = False, (None, -1)
 
     def handler(number: int, frame: Any) -> None:
-        nonlocal place
+        nonlocal over, place
         if over:
             return
         if action is not None:
             action()
         elif place == (frame, frame.f_lasti):
+            over = True
             raise Alarm
         else:
             place = frame, frame.f_lasti
         if not over:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
 
     old = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
     finally:
         over, place = True, (None, -1)

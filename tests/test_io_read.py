@@ -62,7 +62,8 @@ def test_it_is_the_callers(tmp_path: Path, pool: BufferPool) -> None:
     path = make(tmp_path)
     with pytest.warns(ResourceWarning, match="never released") as caught:
         read(path, pool=pool)
-    assert caught[0].filename == __file__
+    (warning,) = [one for one in caught if "never released" in str(one.message)]
+    assert warning.filename == __file__
     assert pool.stats().dropped == 1
 
 
@@ -142,7 +143,7 @@ def test_a_pipe_to_its_end(pool: BufferPool, size: int | None, blocking: bool) -
 
 
 @posix
-@pytest.mark.parametrize("timeout", [None, 0, 20])
+@pytest.mark.parametrize("timeout", [None, 0, 120])
 def test_a_socket_to_its_end(pool: BufferPool, timeout: float | None) -> None:
     left, right = socket.socketpair()
     with left, right, all_back(pool):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mempool
-from io_support import DATA, Alarm, alarms, all_back, descriptors, feed, linux, make, pipe, posix
+from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
 from mempool.io import _direct, _sinks, read, write, writing
 from support import start
 
@@ -162,8 +162,7 @@ def test_objects(tmp_path: Path) -> None:
 def test_what_cannot_seek_has_no_offset(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    before = descriptors()
-    with pipe() as (reader, writer):
+    with all_back(mempool.default_pool()), pipe() as (reader, writer):
         end = os.open(fifo, os.O_RDWR)  # for others to open it without a wait
         for data in (b"x", b""):
             with pytest.raises(ValueError, match=f"seek, got 15 for {writer}"):
@@ -174,7 +173,6 @@ def test_what_cannot_seek_has_no_offset(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
         os.close(end)
-    assert descriptors() == before
 
 
 def test_places_behind_all_files(tmp_path: Path) -> None:
@@ -212,7 +210,7 @@ def test_a_pipe(blocking: bool, count: int) -> None:
 
 
 @posix
-@pytest.mark.parametrize("timeout", [None, 0, 20])
+@pytest.mark.parametrize("timeout", [None, 0, 120])
 def test_a_socket(timeout: float | None) -> None:
     left, right = socket.socketpair()
     with left, right:
@@ -331,7 +329,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip("no mount namespace to be had")
     (tmp_path / "full.py").write_text(FULL)
     run = f"{mount} && exec {sys.executable} -W ignore {tmp_path / 'full.py'} {disk / 'new'} {source}"
-    done = subprocess.run([*unshare, run], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*unshare, run], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import mempool
 from mempool.accounting import Account, GrowthReport, LeakDetector, Snapshot
-from support import KIB, MIB, until
+from support import DEADLINE, KIB, MIB, until
 
 
 def scripted(*rows: tuple[int, int, int | None]) -> Callable[[str | None, Callable[[], float]], Snapshot]:
@@ -32,6 +32,12 @@ def based(*rows: tuple[int, int, int | None], **options: Any) -> LeakDetector:
     detector = LeakDetector(100, read=scripted(*rows), **options)
     detector.set_baseline()
     return detector
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_others() -> None:
+    """Neither garbage nor idle memory that could go while growth is measured."""
+    mempool.cleanup("aggressive")
 
 
 def ignore(report: GrowthReport) -> None:
@@ -123,34 +129,45 @@ def test_idle_memory_and_mapped_files_are_no_leak_and_hide_none(
     assert (report.heap, report.external) == (heap, external)
 
 
-@pytest.mark.nosan
-def test_idle_memory_that_is_resident_is_no_leak() -> None:
-    pool = mempool.BufferPool(idle_timeout=None)
-    detector = LeakDetector("32MiB", on_leak=ignore)
-    detector.set_baseline()
-    with pool.acquire("64MiB") as buffer:
-        buffer[:] = bytes(64 * MIB)
-    report = detector.check()
-    assert report.delta.rss > 60 * MIB
-    assert (report.leaking, report.delta.idle) == (False, 64 * MIB)
-    pool.trim()
+RESIDENT = {
+    "idle": """
+        pool = mempool.BufferPool(idle_timeout=None)
+        detector.set_baseline()
+        with pool.acquire("64MiB") as buffer:
+            buffer[:] = bytes(64 * MIB)
+        report = detector.check()
+        assert report.delta.rss > 60 * MIB
+        assert (report.leaking, report.delta.idle) == (False, 64 * MIB)
+    """,
+    "a mapped file": """
+        detector.set_baseline()
+        array = mempool.open_array(sys.argv[1], dtype="u1")
+        report = detector.check()
+        assert (report.leaking, report.external, report.accounts, report.delta.mapped) == (False, 0, (), 64 * MIB)
+        assert not array.array[::4096].any()
+        report = detector.check()
+        assert report.delta.rss > 60 * MIB
+        assert not report.leaking
+    """,
+}
 
 
 @pytest.mark.nosan
-def test_a_mapped_file_is_no_leak_when_opened_nor_when_read(tmp_path: Path) -> None:
-    path = tmp_path / "big"
-    with path.open("wb") as file:
+@pytest.mark.parametrize("what", RESIDENT)
+def test_resident_memory_that_is_no_leak(run_python: Callable[..., Any], tmp_path: Path, what: str) -> None:
+    """In a process of its own, where no other memory comes or goes."""
+    with (tmp_path / "big").open("wb") as file:
         file.truncate(64 * MIB)
-    detector = LeakDetector("32MiB", on_leak=ignore)
-    detector.set_baseline()
-    array = mempool.open_array(path, dtype="u1")
-    report = detector.check()
-    assert (report.leaking, report.external, report.accounts, report.delta.mapped) == (False, 0, (), 64 * MIB)
-    assert not array.array[::4096].any()
-    report = detector.check()
-    assert report.delta.rss > 60 * MIB
-    assert not report.leaking
-    array.close()
+    prelude = """
+        import sys
+        import numpy as np
+        import mempool
+        from mempool.accounting import LeakDetector
+
+        MIB = 1 << 20
+        detector = LeakDetector("32MiB", on_leak=lambda report: None)
+    """
+    run_python(prelude + RESIDENT[what], tmp_path / "big")
 
 
 def test_charges_by_hand_hide_no_traced_growth() -> None:
@@ -240,7 +257,7 @@ def test_a_thread_checks() -> None:
     detector = LeakDetector(1, on_leak=lambda report: checked.set())
     with detector.start(0.001):
         kept = mempool.acquire(MIB)
-        assert checked.wait(30)
+        assert checked.wait(DEADLINE)
         assert detector.running
         with pytest.raises(RuntimeError, match="already"):
             detector.start()
@@ -278,7 +295,7 @@ def test_stop_from_inside_a_callback() -> None:
     detector = LeakDetector(1, on_leak=lambda report: (detector.stop(), stopped.set()))
     detector.start(0.001)
     kept = mempool.acquire(MIB)
-    assert stopped.wait(30)
+    assert stopped.wait(DEADLINE)
     until(lambda: not detector.running, "the end of the thread")
     kept.release()
 
@@ -286,8 +303,8 @@ def test_stop_from_inside_a_callback() -> None:
 def test_starting_again_and_again_leaves_nothing_behind() -> None:
     detector = LeakDetector("1GiB")
     for _ in range(5):
-        detector.start("1h").stop()
-    assert weakref.getweakrefcount(detector) == 0
+        detector.start("1h").stop()  # which does not wait for ever
+    until(lambda: weakref.getweakrefcount(detector) == 0, "the end of the last thread")
 
 
 def test_a_forgotten_detector_ends_its_thread() -> None:
@@ -297,29 +314,33 @@ def test_a_forgotten_detector_ends_its_thread() -> None:
     del detector
     gc.collect()
     assert gone() is None
-    thread.join(30)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_child_has_none_until_it_starts_one() -> None:
-    detector = LeakDetector("1GiB").start(0.001)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            assert not detector.running
-            detector.stop()
-            with detector.start(0.001):
-                assert detector.running
-            detector.check()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert detector.running
-    detector.stop()
+def test_a_forked_child_has_none_until_it_starts_one(run_python: Callable[..., Any]) -> None:
+    run_python("""
+        import os, warnings
+        from mempool.accounting import LeakDetector
+        warnings.simplefilter("ignore", DeprecationWarning)
+        detector = LeakDetector("1GiB").start(0.001)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                assert not detector.running
+                detector.stop()
+                with detector.start(0.001):
+                    assert detector.running
+                detector.check()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert detector.running
+        detector.stop()
+    """)
 
 
 def test_the_interpreter_exits_with_a_running_detector(run_python: Callable[..., Any]) -> None:

@@ -22,6 +22,10 @@ def pool() -> mempool.BufferPool:
 
 
 def caught(act: Callable[[], object]) -> list[warnings.WarningMessage]:
+    """What is warned of meanwhile, without what other tests left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         act()
@@ -373,7 +377,7 @@ ROUNDS = {
     "waits in threads": """
         kept = pool.acquire("16MiB")
         def wait():
-            pool.acquire(4096, timeout=30).release()
+            pool.acquire(4096, timeout=120).release()
         threads = [threading.Thread(target=wait) for _ in range(2)]
         waits = pool.stats().waits + 2
         for thread in threads: thread.start()

@@ -304,7 +304,7 @@ def test_view_of_a_retired_block_wakes_a_waiter_when_it_dies(run_python: Callabl
         view = buffer[:]
         buffer.release()
         got = []
-        thread = threading.Thread(target=lambda: got.append(pool.acquire(4096, timeout=30)))
+        thread = threading.Thread(target=lambda: got.append(pool.acquire(4096, timeout=120)))
         thread.start()
         while not pool.stats().waits:
             pass

@@ -1,5 +1,6 @@
 """What is no array: hostile headers, wrong arguments, strange files. Refused in words, at once, and nothing changes."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,10 +12,15 @@ import numpy as np
 import pytest
 
 import mempool
-from mempool.accounting import root_account
+from mapping_kit import charged
 
 MAGIC = b"\x93NUMPY"
 MODES = ["r", "r+", "c"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_others() -> None:
+    gc.collect()
 
 
 @pytest.fixture
@@ -112,14 +118,14 @@ HEADERS = {
 
 def refused(path: Path, *modes: str, error: Any = mempool.MappingError, **given: Any) -> None:
     """As said, and nothing changes: not the file, not the books."""
-    before, used = path.read_bytes(), root_account().used
+    before, used = path.read_bytes(), charged()
     for mode in modes or MODES:
         with pytest.raises(error) as caught:
             mempool.open_array(path, mode, **given)  # type: ignore[arg-type]
         assert "a.npy" in str(caught.value)
         assert len(str(caught.value)) < 2000
     assert path.read_bytes() == before
-    assert root_account().used == used
+    assert charged() == used
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -361,12 +367,12 @@ def test_arguments_of_create(path: Path, given: dict[str, Any], error: Any) -> N
 
 @pytest.mark.parametrize("max_rows", [-1, 3, 1 << 70, 2.0, "5", Evil()])
 def test_max_rows_that_are_refused(max_rows: Any) -> None:
-    used = root_account().used
+    used = charged()
     with pytest.raises((ValueError, TypeError, ZeroDivisionError)):
         mempool.anonymous_array((4, 3), "u1", max_rows=max_rows)
     with pytest.raises(ValueError, match="dimension"):
         mempool.anonymous_array((), "u1", max_rows=5)
-    assert root_account().used == used
+    assert charged() == used
 
 
 @pytest.mark.parametrize("shared", ["no", 1, None, []])

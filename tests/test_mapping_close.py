@@ -5,8 +5,8 @@ import gc
 import os
 import pickle
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mempool
+from mapping_kit import descriptors, no_descriptor_stays
 
 KINDS = ["r", "r+", "w+", "c", "anonymous", "shared"]
 OF_KINDS = pytest.mark.parametrize("kind", KINDS)
@@ -36,14 +37,6 @@ def opened(kind: str, path: Path) -> mempool.MappedArray:
         return mempool.open_array(path, kind)  # type: ignore[arg-type]
     array[:] = np.arange(5000)
     return array
-
-
-@contextmanager
-def no_descriptor_stays() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    gc.collect()
-    assert os.listdir("/proc/self/fd") == before
 
 
 def maps(path: Path) -> int:
@@ -162,18 +155,18 @@ def test_revoke_beyond_the_rows(path: Path) -> None:
 @ON_LINUX
 @pytest.mark.parametrize("kind", ["r", "r+", "c"])
 def test_when_file_and_memory_go(path: Path, kind: str) -> None:
-    with no_descriptor_stays():
+    with no_descriptor_stays(path.parent):
         array = opened(kind, path)
         view = array.array
         assert maps(path) > 0
-        before = len(os.listdir("/proc/self/fd"))
+        assert descriptors(path.parent)[str(path)] == 1
         array.close()
-        assert len(os.listdir("/proc/self/fd")) == before - 1
+        assert descriptors(path.parent)[str(path)] == 0
         assert maps(path) > 0
         assert view[3] == 3
         del view
         assert maps(path) == 0
-    with no_descriptor_stays():
+    with no_descriptor_stays(path.parent):
         array = opened(kind, path)
         view = array.array
         array.close(revoke=True)
@@ -314,7 +307,7 @@ def test_errors_leave_no_descriptor(path: Path, name: str) -> None:
     with suppress(OSError, ValueError):
         BAD[name](path)
     before = sorted(os.listdir(path.parent))
-    with no_descriptor_stays():
+    with no_descriptor_stays(path.parent):
         for _ in range(3):
             with pytest.raises((OSError, ValueError)):
                 BAD[name](path)
@@ -324,7 +317,7 @@ def test_errors_leave_no_descriptor(path: Path, name: str) -> None:
 
 @ON_LINUX
 def test_calls_leave_no_descriptor(path: Path) -> None:
-    with no_descriptor_stays():
+    with no_descriptor_stays(path.parent):
         for kind in KINDS:
             opened(kind, path).close()
             opened(kind, path).close(revoke=True)

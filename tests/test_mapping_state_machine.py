@@ -1,5 +1,6 @@
 """A mapped array against a plain list of rows, and `open_array` against NumPy on whatever dtype, shape, order and offset."""
 
+import gc
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,12 +14,17 @@ from hypothesis.extra import numpy as of_numpy
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mempool
-from mempool.accounting import root_account
+from mapping_kit import charged
 
 PAGE = 4096
 WIDTH = 100
 ROW = WIDTH * 4
 COUNTS = st.one_of(st.integers(0, 3), st.integers(0, 60), st.sampled_from([10, 11, 205, 1025]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_others() -> None:
+    gc.collect()
 
 
 class View:
@@ -37,7 +43,7 @@ class ArrayMachine(RuleBasedStateMachine):
         self.model: list[int] = []
         self.told = 0  # rows that the header has to tell of, at least
         self.views: list[View] = []
-        self.start = root_account().used
+        self.start = charged()
         self.tag = 0
         if kind == "npy":
             self.array = mempool.create_array(self.path, (0, WIDTH), "<i4")
@@ -156,7 +162,7 @@ class ArrayMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_are_right(self) -> None:
         if hasattr(self, "array"):
-            assert root_account().used - self.start == -(-len(self.model) * ROW // PAGE) * PAGE
+            assert charged() - self.start == -(-len(self.model) * ROW // PAGE) * PAGE
 
     def teardown(self) -> None:
         if not hasattr(self, "array"):
@@ -164,7 +170,7 @@ class ArrayMachine(RuleBasedStateMachine):
         self.array.close()
         assert self.kind != "npy" or np.load(self.path)[:, 0].tolist() == self.model
         self.views.clear()
-        assert root_account().used == self.start
+        assert charged() == self.start
         shutil.rmtree(self.folder)
 
 

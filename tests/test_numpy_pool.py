@@ -419,7 +419,7 @@ def test_tracemalloc_counts_it_once(pool: BufferPool) -> None:
 
 
 def test_a_pool_that_clears(pool: BufferPool) -> None:
-    clearing = BufferPool(zero_on_release=True)
+    clearing = BufferPool(zero_on_release=True, idle_timeout=None)
     with use_pool(clearing):
         for nbytes in (100 * KIB, 3 * MIB):
             np.full(nbytes, 255, "u1")

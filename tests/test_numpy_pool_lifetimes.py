@@ -77,22 +77,30 @@ def test_a_pool_that_reaches_its_own_arrays_is_garbage() -> None:
     assert account.used == 0
 
 
-def test_blocks_and_installs_leave_nothing_behind() -> None:
-    def rounds(count: int) -> None:
-        for _ in range(count):
-            pool = BufferPool()
-            with use_pool(pool), use_pool(pool):
-                np.zeros(N)
-            install(pool)
-            np.zeros(N)
-            uninstall()
+def test_blocks_and_installs_leave_nothing_behind(run_python: Callable[..., Any]) -> None:
+    """Counted in a process of its own, where no other thread allocates."""
+    run_python("""
+        import gc, sys
+        import numpy as np
+        from mempool import BufferPool
+        from mempool.numpy import install, uninstall, use_pool
 
-    rounds(20)
-    gc.collect()
-    before = sys.getallocatedblocks()
-    rounds(500)
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 200
+        def rounds(count):
+            for _ in range(count):
+                pool = BufferPool()
+                with use_pool(pool), use_pool(pool):
+                    np.zeros(40_000)
+                install(pool)
+                np.zeros(40_000)
+                uninstall()
+
+        rounds(20)
+        gc.collect()
+        before = sys.getallocatedblocks()
+        rounds(500)
+        gc.collect()
+        assert sys.getallocatedblocks() - before < 200
+    """)
 
 
 def test_blocks_that_are_never_left(run_python: Callable[..., Any]) -> None:
@@ -120,24 +128,31 @@ def test_blocks_that_are_never_left(run_python: Callable[..., Any]) -> None:
     """)
 
 
-def test_contexts_that_begin_in_one_another_do_not_pile_up() -> None:
-    def rounds(count: int) -> None:
-        context = contextvars.copy_context()
-        before = sys.getallocatedblocks()
-        for _ in range(count):
-            block = use_pool(pool)
-            context.run(block.__enter__)
-            inner = context.copy()
-            context.run(block.__exit__, None, None, None)
-            context = inner
-        assert sys.getallocatedblocks() - before < 300
-        acquires = pool.stats().acquires
-        context.run(np.zeros, N)  # it began inside the last block
-        assert pool.stats().acquires == acquires + 1
+def test_contexts_that_begin_in_one_another_do_not_pile_up(run_python: Callable[..., Any]) -> None:
+    run_python("""
+        import contextvars, sys
+        import numpy as np
+        from mempool import BufferPool
+        from mempool.numpy import use_pool
 
-    pool = BufferPool()
-    rounds(10)
-    rounds(1000)
+        def rounds(count):
+            context = contextvars.copy_context()
+            before = sys.getallocatedblocks()
+            for _ in range(count):
+                block = use_pool(pool)
+                context.run(block.__enter__)
+                inner = context.copy()
+                context.run(block.__exit__, None, None, None)
+                context = inner
+            assert sys.getallocatedblocks() - before < 300
+            acquires = pool.stats().acquires
+            context.run(np.zeros, 40_000)  # it began inside the last block
+            assert pool.stats().acquires == acquires + 1
+
+        pool = BufferPool()
+        rounds(10)
+        rounds(1000)
+    """)
 
 
 def test_left_in_another_context() -> None:
@@ -338,18 +353,31 @@ def test_a_scope_that_dies_with_its_context_leaves_the_error_on_its_way() -> Non
         contextvars.copy_context().run(enter)
 
 
-@pytest.mark.parametrize("nth", range(1, 12))
-def test_no_memory_to_enter_is_said_so(nth: int) -> None:
+def test_no_memory_to_enter_is_said_so(run_python: Callable[..., Any]) -> None:
+    """In a process of its own: allocations of any thread fail."""
     testcapi = pytest.importorskip("_testcapi")
-    scope = use_pool(BufferPool())
-    error: BaseException | None = None
-    testcapi.set_nomemory(nth - 1, nth)
-    try:
-        scope.__enter__()
-    except BaseException as caught:
-        error = caught
-    testcapi.remove_mem_hooks()
-    assert error is None or type(error) is MemoryError
-    if error is None:
-        scope.__exit__(None, None, None)
-    assert installed() is None
+    if not hasattr(testcapi, "set_nomemory"):
+        pytest.skip("this interpreter cannot fail allocations")
+    run_python("""
+        import _testcapi
+        from mempool import BufferPool
+        from mempool.numpy import installed, use_pool
+
+        refused = 0
+        for nth in range(1, 12):
+            scope = use_pool(BufferPool())
+            error = None
+            _testcapi.set_nomemory(nth - 1, nth)
+            try:
+                scope.__enter__()
+            except BaseException as caught:
+                error = caught
+            _testcapi.remove_mem_hooks()
+            assert error is None or type(error) is MemoryError, (nth, error)
+            if error is None:
+                scope.__exit__(None, None, None)
+            else:
+                refused += 1
+            assert installed() is None
+        assert refused
+    """)

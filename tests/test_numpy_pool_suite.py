@@ -76,7 +76,7 @@ def test_a_part_of_numpys_own_tests(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COMPILER": " ".join(compiler)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "installed: True used: True failed: 0" in done.stdout

@@ -15,7 +15,7 @@ import pytest
 
 from mempool import BufferPool
 from mempool.numpy import install, uninstall, use_pool
-from support import KIB, MIB, check_identities, start, start_waiter, together
+from support import DEADLINE, KIB, MIB, check_identities, start, start_waiter, together
 
 N = 40_000
 
@@ -55,13 +55,13 @@ def test_installed_for_threads_of_before_and_after(pool: BufferPool) -> None:
     def earlier() -> list[bool]:
         seen = [takes(pool)]
         done.set()
-        go.wait(30)
+        go.wait(DEADLINE)
         return [*seen, takes(pool)]
 
     with ThreadPoolExecutor(2) as executor:
         executor.submit(takes, pool).result()
         thread = start(earlier)
-        done.wait(30)
+        done.wait(DEADLINE)
         install(pool)
         go.set()
         assert thread.result() == [False, True]
@@ -228,7 +228,7 @@ def test_an_array_wakes_a_waiting_task(pool: BufferPool, resized: bool) -> None:
             array = np.ones(MIB, "u1")
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(_lease(pool))
-        deadline = loop.call_later(30, task.cancel)
+        deadline = loop.call_later(DEADLINE, task.cancel)
         loop.call_later = no_timer  # type: ignore[method-assign]
         while not pool.stats().waits:
             await asyncio.sleep(0)

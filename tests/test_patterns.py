@@ -11,11 +11,12 @@ from mempool.accounting.patterns import Pattern, classify, robust_slope
 from support import MIB
 
 TIMES = range(60)
-NOISE = random.Random(1)
 
 
-def noisy(values: list[float]) -> list[float]:
-    return [value + NOISE.uniform(-0.2, 0.2) * MIB for value in values]
+def noisy(values: list[float], seed: object) -> list[float]:
+    """Always the same, whatever ran before."""
+    noise = random.Random(repr(seed))
+    return [value + noise.uniform(-0.2, 0.2) * MIB for value in values]
 
 
 SERIES = {
@@ -37,10 +38,27 @@ SERIES = {
 @pytest.mark.parametrize("name", SERIES)
 def test_each_looks_like_itself(name: str) -> None:
     expected, values = SERIES[name]
-    for _ in range(10):
-        found = classify(TIMES, noisy(values), noise=MIB)
+    for seed in range(50):
+        found = classify(TIMES, noisy(values, (name, seed)), noise=MIB)
         assert found == expected, found.evidence
         assert any(digit.isdigit() for digit in found.evidence)
+
+
+@pytest.mark.parametrize("height", [2, 10, 400])
+def test_a_step_is_steady_wherever_it_is(height: int) -> None:
+    """Also from one third of the readings to the next, where the noise of all three may grow alike."""
+    for at in range(1, 60):
+        for seed in range(5):
+            levels = [(50.0 + height * (time >= at)) * MIB for time in TIMES]
+            found = classify(TIMES, noisy(levels, (at, seed)), noise=MIB)
+            assert found == "steady", (at, seed, found.evidence)
+
+
+@pytest.mark.parametrize("count", [6, 9, 20, 100])
+def test_even_growth_is_a_leak_however_many_readings_there_are(count: int) -> None:
+    for seed in range(5):
+        values = noisy([at * 10.0 * MIB for at in range(count)], seed)
+        assert classify(range(count), values, noise=MIB) == "leak"
 
 
 @given(st.lists(st.floats(0, MIB), max_size=80))

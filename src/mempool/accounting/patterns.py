@@ -136,7 +136,12 @@ def _steady_growth(values: Sequence[float], noise: float) -> bool:
         return False
     cuts = [len(values) * part // 3 for part in range(4)]
     grown = [_growth(values[a:b]) for a, b in pairwise(cuts)]
-    return min(grown) > 0 and min(grown) * 6 > max(grown)
+    if min(grown) <= 0 or min(grown) * 6 <= max(grown):
+        return False
+    # Around a step between two thirds, the noise of level ones may grow as evenly; but not at half the pace of the whole.
+    pace = sum(grown) / (len(values) - 3)
+    rise = (median(values[cuts[2] :]) - median(values[: cuts[1]])) / (len(values) * 2 / 3)
+    return pace * 2 > rise
 
 
 def _growth(values: Sequence[float]) -> float:
