@@ -119,7 +119,7 @@ class Tracker:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Those that are kept, oldest first."""
-        with self._lock:
+        with self._lock():
             return tuple(self._ring)
 
     def snapshot(self, label: str | None = None) -> Snapshot:
@@ -134,7 +134,7 @@ class Tracker:
         """
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label must be a str or None, not {label!r}")
-        with self._lock:  # snapshots stand in the order of their times
+        with self._lock():  # snapshots stand in the order of their times
             taken = self._read(label, self._clock)
             self._ring.append(taken)
             self._taken += 1
@@ -160,7 +160,7 @@ class Tracker:
 
     def stats(self) -> TrackerStats:
         """Return statistics over the snapshots that are kept."""
-        with self._lock:
+        with self._lock():
             kept, taken = tuple(self._ring), self._taken
         seconds = kept[-1].time - kept[0].time if kept else 0.0
         rss, lent, traced = (_figures(kept, name) for name in ("rss", "lent", "traced"))
