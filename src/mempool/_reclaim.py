@@ -265,16 +265,15 @@ def relieve(needed: int) -> int:
     int
         Bytes that they say they freed; 0 from inside a reclaimer.
     """
-    if not _core._enter_hook():
-        return 0
+    return _core._as_hook(lambda: _ask_all(needed)) or 0
+
+
+def _ask_all(needed: int) -> int:
     freed = 0
-    try:
-        for one in _in_order():
-            if freed >= needed:
-                break
-            freed += one._ask(needed - freed)
-    finally:
-        _core._leave_hook()
+    for one in _in_order():
+        if freed >= needed:
+            break
+        freed += one._ask(needed - freed)
     return freed
 
 
