@@ -306,8 +306,7 @@ class PressureMonitor(Options):
         if kind == "relief":
             self._callbacks.relieve(event)
         else:
-            with asking(self):
-                freed, level = self._callbacks.answer(event, self._look)
+            freed, level = asking(self, lambda: self._callbacks.answer(event, self._look))
             if freed:
                 with self._lock:
                     self._state.answered(level)
@@ -432,15 +431,16 @@ class PressureMonitor(Options):
         self._end(runner)
 
     def _take_runner(self) -> ThreadRunner | LoopRunner | None:
-        self._lost_thread = False
-        runner, self._runner = self._runner, None
+        self._lost_thread, runner, self._runner = False, self._runner, None
         return runner
 
     def _end(self, runner: ThreadRunner | LoopRunner | None) -> None:
-        if runner is not None:
-            runner.stop(0.0 if self._is_inside() else None)
-        self._regrowth.release()
-        self._waiters.wake()
+        try:
+            if runner is not None:
+                runner.stop(0.0 if self._is_inside() else None)
+        finally:  # also if Ctrl-C ends the wait
+            self._regrowth.release()
+            self._waiters.wake()
 
     def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
         self._lost_thread = False
