@@ -15,7 +15,7 @@ import pytest
 
 import mempool
 from mempool import _reclaim
-from mempool.accounting import LeakDetector, Tracker, register_reclaimer
+from mempool.accounting import Account, LeakDetector, Tracker, guard, memory_limit, register_reclaimer
 from mempool.pressure import Alerts, PressureEvent, PressureMonitor
 from mempool.pressure.muting import Mutes
 from mempool.pressure.reclaim import Shrinker
@@ -112,6 +112,19 @@ def test_reclaimers_are_asked_again() -> None:
             before = len(asked)
             _reclaim.relieve(1)
             assert len(asked) == before + 1
+
+
+def test_a_limit_of_a_piece_of_work_goes_with_it() -> None:
+    account = Account("work", limit="1 GiB")
+
+    def work() -> None:
+        with memory_limit("1 MiB", what="external", account=account):
+            pass
+
+    for _ in interrupts(work):
+        pass  # what holds the guard goes with the error
+    assert account.limit == 1 << 30
+    assert id(account) not in guard._shared
 
 
 def test_nobody_is_taken_for_one_who_asks() -> None:
