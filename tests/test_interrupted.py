@@ -15,7 +15,7 @@ import pytest
 
 import mempool
 from mempool import _reclaim
-from mempool.accounting import Account, LeakDetector, Tracker, guard, memory_limit, register_reclaimer
+from mempool.accounting import Account, LeakDetector, Tracker, gc_pressure, guard, memory_limit, register_reclaimer
 from mempool.pressure import Alerts, PressureEvent, PressureMonitor
 from mempool.pressure.muting import Mutes
 from mempool.pressure.reclaim import Shrinker
@@ -125,6 +125,30 @@ def test_a_limit_of_a_piece_of_work_goes_with_it() -> None:
         pass  # what holds the guard goes with the error
     assert account.limit == 1 << 30
     assert id(account) not in guard._shared
+
+
+def test_the_bridge_to_the_collector_can_be_turned_off_again() -> None:
+    """Each time that native memory grew the collector would run, whatever was said."""
+    me, runs = threading.get_ident(), list[str]()
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        if threading.get_ident() == me:
+            runs.append(phase)
+
+    gc_pressure(threshold="1 MiB")
+    for _ in interrupts(lambda: gc_pressure(threshold="1 MiB")):
+        pass
+    gc_pressure(False)
+    before, account = gc.get_threshold(), Account("grows")
+    gc.callbacks.append(count)
+    try:
+        gc.set_threshold(0)
+        with account.charged("64 MiB"):
+            pass
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(count)
+    assert not runs
 
 
 def test_nobody_is_taken_for_one_who_asks() -> None:

@@ -1,5 +1,6 @@
 """`Tracker`: labelled snapshots in a ring, with deltas and statistics."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class Tracker:
             raise TypeError(f"capacity must be an int, not {capacity!r}")
         if index(capacity) < 1:
             raise ValueError(f"capacity must be at least 1, got {shown(index(capacity))}")
+        if index(capacity) > sys.maxsize:
+            raise OverflowError(f"capacity of {shown(index(capacity))} snapshots cannot be addressed")
         self._ring: deque[Snapshot] = deque(maxlen=index(capacity))
         self._clock, self._read = clock, read
         self._taken = 0
