@@ -250,7 +250,7 @@ class LeakDetector:
     def _tick(self) -> None:
         try:
             self.check()
-        except Exception:
+        except BaseException:  # SystemExit of `on_leak` too: nobody else would go on
             self.errors += 1
             _log.exception("a check of a LeakDetector raised")
 
