@@ -392,6 +392,8 @@ def _ask_for(where: "Account", held: "Callable[[], int]", needed: int, doubts: D
         claimed = one._ask(needed - made)
         after = held()
         claims |= doubts.judge(one._number, _PATIENCE_BELOW if below else _PATIENCE, claimed, before - after)
+        if not one.active:  # cancelled from inside: nobody else would forget it
+            doubts.forget(one._number)
         made, before = made + max(0, before - after), after
     return made, claims
 
