@@ -194,7 +194,7 @@ def test_a_report_may_be_made_inside_a_report(log: Log) -> None:
     told = Alerts(clock=Clock())
 
     def work() -> None:
-        with told._lock:  # as a signal handler finds it
+        with told._lock():  # as a signal handler finds it
             told.report(issues("pool"))
 
     start(work).result()

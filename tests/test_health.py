@@ -375,7 +375,7 @@ def test_a_coroutine_that_takes_its_time_is_no_slow_reclaim() -> None:
 
 def test_a_check_may_be_made_inside_a_check(bench: Bench) -> None:
     def work() -> Health:
-        with bench.checker._lock:  # as a signal handler finds it
+        with bench.checker._lock():  # as a signal handler finds it
             return bench.check()
 
     assert start(work).result().status == "healthy"

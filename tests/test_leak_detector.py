@@ -290,6 +290,22 @@ def test_a_check_that_raises_does_not_end_the_thread(caplog: pytest.LogCaptureFi
     assert "StopIteration" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_nothing_ends_the_thread(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    plain = scripted((0, 0, None))
+
+    def read(label: str | None, clock: Callable[[], float]) -> Snapshot:
+        if label == "baseline":
+            return plain(label, clock)
+        raise error
+
+    detector = LeakDetector(100, read=read)
+    with detector.start(0.001):
+        until(lambda: detector.errors >= 3, "an error of a check")
+        assert detector.running
+    assert error.__name__ in caplog.text
+
+
 def test_stop_from_inside_a_callback() -> None:
     stopped = threading.Event()
     detector = LeakDetector(1, on_leak=lambda report: (detector.stop(), stopped.set()))

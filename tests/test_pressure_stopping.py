@@ -195,6 +195,34 @@ def test_stop_inside_a_source_waits_for_nothing() -> None:
     assert not monitor.running
 
 
+def test_a_signal_handler_that_comes_while_figures_are_read_waits_for_nobody() -> None:
+    """A round that another thread is in waits for the lock of the figures, and the handler would wait for it."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def read(self) -> Reading:
+            reading.set()
+            go_on.wait()
+            return super().read()
+
+    monitor = PressureMonitor(BYTES, sources=[Slow()], interval=HOURS).start()
+    runner: Any = monitor._runner
+
+    def handled() -> None:
+        with monitor._lock:  # as a signal handler finds it
+            monitor.poll()
+            monitor.stop()
+
+    try:
+        assert reading.wait(DEADLINE)
+        start(handled).result()
+        assert not monitor.running
+    finally:
+        go_on.set()
+        runner._thread.join(DEADLINE)
+    assert not runner._thread.is_alive()
+
+
 # ---- fork ----
 
 

@@ -61,6 +61,19 @@ def test_a_clock_that_goes_back_makes_earlier_readings_worthless() -> None:
     assert trend.slope()[0] == 10.0
 
 
+@pytest.mark.parametrize("now", [1.0, 2.0**24, 1.7e9, 2.0**60])
+def test_of_readings_of_one_moment_the_last_counts(now: float) -> None:
+    trend = trend_of((now - 1024, 5), (now, 10), (now, 1029))
+    assert trend.quick() == trend.slope()[0] == 1.0
+
+
+@given(st.lists(st.tuples(st.floats(), st.integers(0, 2**60)), max_size=30))
+def test_no_clock_makes_an_error(samples: list[tuple[float, int]]) -> None:
+    trend = trend_of(*samples)
+    trend.quick()
+    trend.slope()
+
+
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 2**60)), max_size=30))
 @example([(0.0, 2**59), (5e-324, 2**60), (1e-323, 2**58), (1.5e-323, 2**59 + 2**58)])  # slopes without end, up and down
 def test_any_readings_give_a_finite_trend(samples: list[tuple[float, int]]) -> None:

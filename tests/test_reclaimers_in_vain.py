@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mempool import Account, AccountLimitExceeded, BufferPool, PoolExhausted, _reclaim
-from mempool._reclaim import relieve
+from mempool._reclaim import Registration, relieve
 from mempool.accounting import register_reclaimer
 from reclaim_kit import Hoard, no_reclaimers
 from support import KIB, MIB
@@ -104,4 +104,24 @@ def test_a_liar_ends() -> None:
     with pytest.raises(AccountLimitExceeded):
         account.charge(KIB)
     assert len(calls) <= 3
+    account.discharge(MIB)
+
+
+def test_who_cancels_itself_in_vain_is_forgotten() -> None:
+    """A program that makes a new one for each piece of work would keep a note of all of them."""
+    account = Account("a", limit=MIB)
+    account.charge(MIB)
+    made: list[Registration] = []
+
+    def once(needed: int) -> int:
+        made[-1].cancel()
+        return needed
+
+    for _ in range(3):
+        made.append(register_reclaimer(once))
+        with pytest.raises(AccountLimitExceeded):
+            account.charge(KIB)
+    doubts = _reclaim._collector_of(account).doubts
+    assert not doubts._vain
+    assert not doubts._pauses
     account.discharge(MIB)

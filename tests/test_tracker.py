@@ -172,7 +172,8 @@ def test_the_heap_is_told_from_what_is_lent_if_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
+    ("capacity", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError), (2**70, OverflowError)],
 )
 def test_capacities_that_make_no_sense(capacity: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=str(capacity)):

@@ -265,16 +265,15 @@ def relieve(needed: int) -> int:
     int
         Bytes that they say they freed; 0 from inside a reclaimer.
     """
-    if not _core._enter_hook():
-        return 0
+    return _core._as_hook(lambda: _ask_all(needed)) or 0
+
+
+def _ask_all(needed: int) -> int:
     freed = 0
-    try:
-        for one in _in_order():
-            if freed >= needed:
-                break
-            freed += one._ask(needed - freed)
-    finally:
-        _core._leave_hook()
+    for one in _in_order():
+        if freed >= needed:
+            break
+        freed += one._ask(needed - freed)
     return freed
 
 
@@ -393,6 +392,8 @@ def _ask_for(where: "Account", held: "Callable[[], int]", needed: int, doubts: D
         claimed = one._ask(needed - made)
         after = held()
         claims |= doubts.judge(one._number, _PATIENCE_BELOW if below else _PATIENCE, claimed, before - after)
+        if not one.active:  # cancelled from inside: nobody else would forget it
+            doubts.forget(one._number)
         made, before = made + max(0, before - after), after
     return made, claims
 

@@ -152,7 +152,7 @@ def _after_fork():
             _busy.pop(other, None)
 
 
-def _enter_hook():
+cdef bint _enter_hook() except -1:
     """From now on this thread is not asked to make room, or told of growth; False if that was so before."""
     me = _get_ident()
     if _busy_generation != mp_fork_generation():
@@ -160,9 +160,20 @@ def _enter_hook():
     return _busy.setdefault(me, token := object()) is token
 
 
-def _leave_hook():
+cdef int _leave_hook() except -1:
     """After `_enter_hook` returned True."""
     _busy.pop(_get_ident(), None)
+    return 0
+
+
+def _as_hook(func):
+    """Call `func()` as a hook is called, which Ctrl-C cannot come before or after; None, and no call, within another one."""
+    if not _enter_hook():
+        return None
+    try:
+        return func()
+    finally:
+        _leave_hook()
 
 
 def _held(account, holder):

@@ -2,13 +2,16 @@
 
 import os
 import threading
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 __all__ = ["ProcessLock"]
 
 
 class ProcessLock:
-    """A reentrant lock of one process.
+    """A reentrant lock of one process: ``with lock():``.
+
+    What the `with` holds is a lock itself, taken and let go in C. A method in Python may be interrupted by Ctrl-C just after it
+    took the lock, or before it let go; then no other thread would have it ever again.
 
     A hook at fork was not taken: it would have to know all locks there are.
     """
@@ -18,12 +21,8 @@ class ProcessLock:
     def __init__(self) -> None:
         self._lock, self._process = threading.RLock(), os.getpid()
 
-    def __enter__(self) -> None:
+    def __call__(self) -> AbstractContextManager[object]:
+        """Return the lock of this process."""
         if self._process != os.getpid():  # nobody else is here yet: a child begins with one thread
             self._lock, self._process = threading.RLock(), os.getpid()
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+        return self._lock

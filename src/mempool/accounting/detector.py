@@ -138,7 +138,7 @@ class LeakDetector:
 
     def set_baseline(self) -> Snapshot:
         """Compare with this moment from now on."""
-        with self._lock:
+        with self._lock():
             tracker = self._make_tracker()
             baseline = tracker.snapshot("baseline")
             self._baseline = baseline, _lent.lent_by_account(mapped=False)
@@ -153,7 +153,7 @@ class LeakDetector:
         ValueError
             Without a baseline.
         """
-        with self._lock:
+        with self._lock():
             if self._baseline is None:
                 raise ValueError("LeakDetector has no baseline; call set_baseline() first")
             report = self._compare(*self._baseline)
@@ -218,17 +218,23 @@ class LeakDetector:
             raise ValueError(
                 f"interval must be more than 0 seconds and less than {threading.TIMEOUT_MAX:.0f}, got {interval!r}"
             )
-        with self._lock:
+        with self._lock():
             if self.running:
                 raise RuntimeError("this LeakDetector runs already")
             if self._baseline is None:
                 self.set_baseline()
-            self._watch = _Watch(self, seconds)
+            self._watch = watch = _Watch(self, seconds)
+            try:
+                watch.begin()
+            except BaseException:  # Ctrl-C too, while it waited for the thread to begin
+                self._watch = None
+                watch.forget()
+                raise
         return self
 
     def stop(self) -> None:
         """End the thread, and wait for a check that is under way; may be called from anywhere, and again."""
-        with self._lock:
+        with self._lock():
             watch, self._watch = self._watch, None
         if watch is not None:
             watch.end()
@@ -244,7 +250,7 @@ class LeakDetector:
     def _tick(self) -> None:
         try:
             self.check()
-        except Exception:
+        except BaseException:  # SystemExit of `on_leak` too: nobody else would go on
             self.errors += 1
             _log.exception("a check of a LeakDetector raised")
 
@@ -272,7 +278,13 @@ class _Watch:
             name="mempool-leak-detector",
             daemon=True,
         )
+
+    def begin(self) -> None:
         self._thread.start()
+
+    def forget(self) -> None:
+        """End it without a wait."""
+        self._over.set()
 
     @staticmethod
     def _forgotten(over: threading.Event, process: int, detector: object) -> None:

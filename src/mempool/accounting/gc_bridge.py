@@ -25,7 +25,7 @@ __all__ = ["Bridge", "gc_pressure"]
 _MOST_DOUBLINGS = 4
 _WORTHWHILE = 8  # a collection that frees less than this part of the threshold was not
 
-_hooks: list[Callable[[int], None]] = []  # one at most; single steps of a list need no lock
+_hooks: dict[Callable[[int], None], None] = {}  # one at most; single steps of a dict need no lock
 
 
 class Bridge:
@@ -112,8 +112,9 @@ def gc_pressure(enabled: bool = True, threshold: int | str = "64MiB") -> None:
     size = parse_size(threshold, "threshold")
     if size == 0:
         raise ValueError(f"threshold must be more than 0 bytes, got {threshold!r}")
-    while _hooks:
-        _core._remove_growth_hook(_hooks.pop())
+    for hook in list(_hooks):
+        _core._remove_growth_hook(hook)  # first: Ctrl-C may come in between
+        _hooks.pop(hook, None)
     if not enabled:
         return
     bridge = Bridge(size, _held)
@@ -122,5 +123,5 @@ def gc_pressure(enabled: bool = True, threshold: int | str = "64MiB") -> None:
         bridge.on_growth(grown)
         _core._adjust_growth_hook(on_growth, bridge.current)
 
-    _hooks.append(on_growth)
+    _hooks[on_growth] = None
     _core._add_growth_hook(on_growth, size)

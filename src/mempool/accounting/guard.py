@@ -26,6 +26,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, SupportsIndex, TypeVar, cast
+from weakref import ref
 
 from mempool._core import Account, _external, _pools, root_account
 from mempool._system import process
@@ -103,11 +104,12 @@ class _External:
 
     def __init__(self, account: Account, size: int) -> None:
         self._account = account
+        self._key: ref[_External] | None = ref(self, _lost)
         with _lock:
             self._start = _lent(account)
             for _ in range(_ATTEMPTS):
                 try:
-                    _set(account, self, self._start + size)
+                    _set(account, self._key, self._start + size)
                     break
                 except ValueError:  # other threads took memory since it was read
                     self._start = _lent(account)
@@ -123,7 +125,8 @@ class _External:
 
     def end(self) -> None:
         with _lock:
-            _set(self._account, self, None)
+            _take_back(self._account, self._key)
+            self._key = None  # nobody need be told of its end
 
     def growth_refused(self, error: BaseException | None) -> int | None:
         """Return the growth that this limit refused; None if the error is of another limit."""
@@ -143,7 +146,7 @@ class _Shared:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.own = self.set = account.limit
-        self.allowances: dict[_External, int] = {}
+        self.allowances: dict[ref[_External], int] = {}
 
     def apply(self) -> None:
         if self.account.limit != self.set:  # somebody gave it another limit meanwhile: that is its own now
@@ -164,28 +167,38 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-def _set(account: Account, guard: _External, allowance: int | None) -> None:
-    """Give a guard its allowance, or take it away. `ValueError`, and nothing changed, if more is lent already."""
-    shared = _shared.get(id(account)) or _Shared(account)
-    if allowance is None:
-        shared.allowances.pop(guard, None)
-        with suppress(
-            ValueError
-        ):  # who lifted the limit meanwhile let others grow past their allowances: they say so themselves
-            shared.apply()
-    else:
-        if allowance > sys.maxsize:  # also where another binds: it would be an error of that one's end
-            raise OverflowError(f"limit of {allowance} bytes cannot be addressed")
+def _set(account: Account, guard: "ref[_External]", allowance: int) -> None:
+    """Give a guard its allowance. `ValueError`, and nothing changed, if more is lent already."""
+    if allowance > sys.maxsize:  # also where another binds: it would be an error of that one's end
+        raise OverflowError(f"limit of {allowance} bytes cannot be addressed")
+    shared = _shared.setdefault(id(account), _Shared(account))
+    try:
         shared.allowances[guard] = allowance
-        try:
-            shared.apply()
-        except BaseException:
-            del shared.allowances[guard]
-            raise
-    if shared.allowances:
-        _shared[id(account)] = shared
-    else:
+        shared.apply()
+    except BaseException:
+        _take_back(account, guard)
+        raise
+
+
+def _take_back(account: Account, guard: "ref[_External] | None") -> None:
+    """Take a guard's allowance away; again, if that was interrupted."""
+    shared = _shared.get(id(account))
+    if shared is None:
+        return
+    for one in [one for one in shared.allowances if one is guard]:  # which may be dead, and have no hash
+        del shared.allowances[one]
+    with suppress(ValueError):  # who lifted the limit let others grow past their allowances: they say so themselves
+        shared.apply()
+    if not shared.allowances:
         _shared.pop(id(account), None)
+
+
+def _lost(guard: "ref[_External]", is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    """Take away what a guard has whose end never came: Ctrl-C may come before anybody has it, or before its end begins."""
+    if not is_finalizing():
+        with _lock:
+            for shared in list(_shared.values()):
+                _take_back(shared.account, guard)
 
 
 def _lent(account: Account) -> int:

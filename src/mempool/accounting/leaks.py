@@ -170,7 +170,7 @@ def detect_leaks(
     plan = Plan.of(_number("iterations", iterations, _FEWEST))
     most = _number("rounds", rounds, 2)
     allowed = parse_size(tolerance, "tolerance")
-    with _lock:
+    with _lock():
         call_many(func, warmup)
         with quiet():
             run = _Run(func, plan, most, allowed)

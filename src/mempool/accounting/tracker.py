@@ -1,5 +1,6 @@
 """`Tracker`: labelled snapshots in a ring, with deltas and statistics."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class Tracker:
             raise TypeError(f"capacity must be an int, not {capacity!r}")
         if index(capacity) < 1:
             raise ValueError(f"capacity must be at least 1, got {shown(index(capacity))}")
+        if index(capacity) > sys.maxsize:
+            raise OverflowError(f"capacity of {shown(index(capacity))} snapshots cannot be addressed")
         self._ring: deque[Snapshot] = deque(maxlen=index(capacity))
         self._clock, self._read = clock, read
         self._taken = 0
@@ -119,7 +122,7 @@ class Tracker:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Those that are kept, oldest first."""
-        with self._lock:
+        with self._lock():
             return tuple(self._ring)
 
     def snapshot(self, label: str | None = None) -> Snapshot:
@@ -134,7 +137,7 @@ class Tracker:
         """
         if label is not None and not isinstance(label, str):
             raise TypeError(f"label must be a str or None, not {label!r}")
-        with self._lock:  # snapshots stand in the order of their times
+        with self._lock():  # snapshots stand in the order of their times
             taken = self._read(label, self._clock)
             self._ring.append(taken)
             self._taken += 1
@@ -160,7 +163,7 @@ class Tracker:
 
     def stats(self) -> TrackerStats:
         """Return statistics over the snapshots that are kept."""
-        with self._lock:
+        with self._lock():
             kept, taken = tuple(self._ring), self._taken
         seconds = kept[-1].time - kept[0].time if kept else 0.0
         rss, lent, traced = (_figures(kept, name) for name in ("rss", "lent", "traced"))

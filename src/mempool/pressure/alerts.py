@@ -110,7 +110,7 @@ class Alerts:
     def _allowed(self, kind: str, severity: str) -> int | None:
         """Return how many were left out since the last that was logged, None if this one is to be left out too."""
         now = self._clock()
-        with self._lock:
+        with self._lock():
             last, left_out = self._last.get((kind, severity), (None, 0))
             if last is not None and 0 <= now - last < self._interval:
                 self._last[kind, severity] = last, left_out + 1

@@ -238,6 +238,11 @@ def _take(name: str, act: _Step, kind: type[BaseException]) -> CleanupStep:
     return CleanupStep(name, freed, seconds, detail, error)
 
 
+def _take_all(report: CleanupReport, steps: list[tuple[str, _Step]], kind: type[BaseException]) -> None:
+    for name, act in steps:
+        report._steps.append(_take(name, act, kind))
+
+
 # ---- running them
 
 _cleaning: dict[tuple[int, int], bool] = {}  # process and thread; single steps of a dict need no lock
@@ -261,9 +266,9 @@ def run(report: CleanupReport, *, content: bool = True, ours: bool = False) -> N
     outer = me in _cleaning
     _cleaning[me] = True
     try:
-        with asking(None):  # a callback may clean up, and nothing grows back from that
-            for name, act in _steps_of(report.mode, content):
-                report._steps.append(_take(name, act, BaseException if ours else Exception))
+        steps, kind = _steps_of(report.mode, content), BaseException if ours else Exception
+        # A callback may clean up, and nothing grows back from that.
+        asking(None, lambda: _take_all(report, steps, kind))
     finally:
         if not outer:
             _cleaning.pop(me, None)

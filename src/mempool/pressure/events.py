@@ -97,11 +97,11 @@ class Events:
         self._pipe: tuple[int, int] | None = None
         try:
             self._open_pipe()
-        except BaseException:
+            for watched_one, source in self._sources:
+                self._open(watched_one, source)
+        except BaseException:  # or their sources would be another monitor's for ever
             self.close()
             raise
-        for watched_one, source in self._sources:
-            self._open(watched_one, source)
 
     def _open_pipe(self) -> None:
         if self._poller is None:

@@ -310,7 +310,7 @@ class HealthCheck:
         It begins five minutes ago, or at the last check if that is longer ago. At the first check it begins with nothing, so
         that what happened before is told for five minutes.
         """
-        with self._lock:
+        with self._lock():
             window = self._window or (Counts(counts.time, {}, {}, Waits(), first=True),)
             if counts.time < window[-1].time:  # a clock that was set back
                 window = (counts,)

@@ -214,13 +214,13 @@ class PressureMonitor(Options):
         return self._state.level
 
     def _round(self, *steps: Callable[[], object]) -> bool:
-        """Do the steps inside a round; False if this thread is in one.
+        """Do the steps inside a round; False if this thread is in one, or under the lock that others wait for in theirs.
 
         What is set here and in `_tell` is set inside the `try` and taken back first thing in the `finally`: Ctrl-C may raise
         after any call, and what is set must not stay.
         """
         me = threading.get_ident()
-        if me in self._inside:
+        if self._is_inside():
             return False
         try:
             self._inside.add(me)
@@ -306,8 +306,7 @@ class PressureMonitor(Options):
         if kind == "relief":
             self._callbacks.relieve(event)
         else:
-            with asking(self):
-                freed, level = self._callbacks.answer(event, self._look)
+            freed, level = asking(self, lambda: self._callbacks.answer(event, self._look))
             if freed:
                 with self._lock:
                     self._state.answered(level)
@@ -339,7 +338,7 @@ class PressureMonitor(Options):
             else:
                 self._simulations.add(made)
             before = self._state.level
-            self._state.simulate(max((one.level for one in self._simulations), default=Level.NORMAL), now)
+            self._state.simulate(max((one.level for one in tuple(self._simulations)), default=Level.NORMAL), now)
             after = self._state.level
         if after < before:
             self._waiters.wake(after)
@@ -367,7 +366,7 @@ class PressureMonitor(Options):
             self._waiters.add(waiter)  # in here: Ctrl-C may raise as it returns
             while not self._relieved(goal):
                 left = None if end is None else end - time.monotonic()
-                if threading.get_ident() in self._inside or (left is not None and left <= 0):
+                if self._is_inside() or (left is not None and left <= 0):
                     return False
                 waiter.sleep(self._nap(left, polled=self._polled()))
             return True
@@ -432,15 +431,16 @@ class PressureMonitor(Options):
         self._end(runner)
 
     def _take_runner(self) -> ThreadRunner | LoopRunner | None:
-        self._lost_thread = False
-        runner, self._runner = self._runner, None
+        self._lost_thread, runner, self._runner = False, self._runner, None
         return runner
 
     def _end(self, runner: ThreadRunner | LoopRunner | None) -> None:
-        if runner is not None:
-            runner.stop(0.0 if self._is_inside() else None)
-        self._regrowth.release()
-        self._waiters.wake()
+        try:
+            if runner is not None:
+                runner.stop(0.0 if self._is_inside() else None)
+        finally:  # also if Ctrl-C ends the wait
+            self._regrowth.release()
+            self._waiters.wake()
 
     def _start(self, make: Callable[[], ThreadRunner | LoopRunner]) -> None:
         self._lost_thread = False
@@ -515,8 +515,8 @@ class PressureMonitor(Options):
             rooms = [found for one in self._watched if (found := one.headroom(self._good)) is not None]
         return min(rooms, default=None)
 
-    def _is_inside(self) -> bool:
-        return threading.get_ident() in self._inside
+    def _is_inside(self) -> bool:  # a round, or a step under the lock that a signal handler or a finalizer came into
+        return threading.get_ident() in self._inside or self._lock._is_owned()  # type: ignore[attr-defined]
 
     def _catch_up(self, age: float) -> None:
         """Have the sources read unless they were in so many seconds: a running monitor is asked to, another one polled."""

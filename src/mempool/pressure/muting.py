@@ -30,14 +30,14 @@ class Mutes:
         return lock
 
     def __bool__(self) -> bool:
-        for mute, thread in tuple(self._all.items()):
-            lock = mute()
+        for mute in list(self._all):  # not its items: to make pairs may call the collector, and that drop one
+            thread, lock = self._all.get(mute), mute()
             if thread is not None and lock is not None and lock.locked():
                 return True
         return False
 
     def after_fork(self) -> None:
         """In the child the others' threads are not there to leave it."""
-        for mute, thread in tuple(self._all.items()):
-            if thread != threading.get_ident():
+        for mute in list(self._all):
+            if self._all.get(mute) != threading.get_ident():
                 self._all[mute] = None

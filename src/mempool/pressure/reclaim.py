@@ -323,14 +323,14 @@ class Shrinker:
         """Make room for an event; bytes that the process has less. 0 if it is already at it, in this thread or another."""
         if event.level == Level.NORMAL:
             return 0
-        token = object()
-        pid = os.getpid()
-        if self._busy.setdefault(pid, token) is not token:
-            return 0
+        pid, token = os.getpid(), object()
         try:
+            if self._busy.setdefault(pid, token) is not token:
+                return 0
             return self._make_room(event)
-        finally:
-            self._busy.pop(pid, None)
+        finally:  # without a call: Ctrl-C may come after any
+            if self._busy | {pid: token} == self._busy:
+                del self._busy[pid]
 
     def stats(self) -> tuple[ItemStats, ...]:
         """Return what each item that is there now was asked, and what it said."""

@@ -16,9 +16,8 @@ what they say is what growing back depends on.
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from mempool.pressure.levels import Level
 from mempool.pressure.machine import judge
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Growing", "Regrowth", "asking", "fresh_level", "grow_later", "is_asked", "is_relieved"]
 
 _log = logging.getLogger("mempool.pressure")
+_T = TypeVar("_T")
 
 _SURE = 0.5  # of a trend's confidence: three readings in a row that rise
 _SHARE = 100  # growth by less than one of so many parts a minute is flat: all programs creep
@@ -52,13 +52,15 @@ class Growing(Protocol):
         """Take a step back to its bound, or all of them; whether it is there."""
 
 
-@contextmanager
-def asking(monitor: "PressureMonitor | None") -> Iterator[None]:
-    """Have those who shrink inside know who asks; None: it is no monitor, whoever called."""
+def asking(monitor: "PressureMonitor | None", work: Callable[[], _T]) -> _T:
+    """Do work in which those who shrink know who asks; None: it is no monitor, whoever called.
+
+    No context manager: Ctrl-C may come between its `__enter__` and the block, or before the first line of its `__exit__`.
+    """
     before = _here.monitor, _here.stops
-    _here.monitor, _here.stops = monitor, 0 if monitor is None else monitor._regrowth.stops
     try:
-        yield
+        _here.monitor, _here.stops = monitor, 0 if monitor is None else monitor._regrowth.stops
+        return work()
     finally:
         _here.monitor, _here.stops = before
 

@@ -52,8 +52,10 @@ class ThreadRunner:
         self._thread = threading.Thread(target=self._run, name="mempool-pressure", daemon=True)
         try:
             self._thread.start()
-        except BaseException:
-            self._events.close()
+        except BaseException:  # Ctrl-C too, while it waited for the thread to begin
+            self._end()
+            if self._thread.ident is None:  # else the thread does so
+                self._events.close()
             raise
         _running.add(self)
 
@@ -112,13 +114,16 @@ class ThreadRunner:
         """Poll now, for a thread that waits a little for it; whether it has."""
         return self._growth.ask()
 
-    def stop(self, timeout: float | None = None) -> None:
-        """End the thread, and wait until it has; from inside it only the former."""
+    def _end(self) -> None:
         self._quit = True
         self._growth.close()
         self._events.retire()
         self._ended.set()
         self._events.wake()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End the thread, and wait until it has; from inside it only the former."""
+        self._end()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         _running.discard(self)
@@ -144,12 +149,23 @@ class LoopRunner:
         self._events = Events(monitor._watched)
         self._growth = GrowthWatch(self, monitor._is_inside)
         self._fd = self._events.fileno()
+        try:
+            self._watch()
+            loop.call_soon(self._turn)
+        except BaseException:
+            self._quit = True
+            try:
+                self._end()
+            finally:
+                self._events.close()
+            raise
+
+    def _watch(self) -> None:
         if self._fd >= 0:
             try:
-                loop.add_reader(self._fd, self._event)
+                self._loop.add_reader(self._fd, self._event)
             except NotImplementedError:  # Windows' proactor
                 self._fd = -1
-        loop.call_soon(self._turn)
 
     @property
     def alive(self) -> bool:

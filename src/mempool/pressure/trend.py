@@ -61,7 +61,7 @@ class Trend:
 
     def add(self, now: float, used: int) -> None:
         """Take in a reading; a clock that went back makes the earlier ones worthless. One at the same moment replaces the last."""
-        if self._samples and now < self._samples[-1][0] + _MOMENT:
+        if self._samples and now - self._samples[-1][0] < _MOMENT:  # late times plus so little are themselves
             if now < self._samples[-1][0]:
                 self._samples.clear()
             else:

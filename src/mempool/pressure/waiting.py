@@ -79,7 +79,7 @@ class Waiters:
     def wake(self, level: Level | None = None) -> None:
         """Wake those who wait for less than their level, or (None) all."""
         with self._lock:
-            chosen = [waiter for waiter in self._all if level is None or level < waiter.level]
+            chosen = [waiter for waiter in list(self._all) if level is None or level < waiter.level]
         for waiter in chosen:
             waiter.wake()
 
