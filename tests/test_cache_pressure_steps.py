@@ -353,6 +353,21 @@ def test_what_two_had_shrunk_grows_back_when_both_are_calm(end: Callable[[Bench]
     assert cache.allowed == 500
 
 
+def test_one_that_runs_leaves_nothing_to_one_that_does_not() -> None:
+    bench, other, cache = two()
+    low = cache.allowed
+
+    async def run() -> None:
+        async with bench.monitor:
+            bench.at(500, 2.0)
+            assert cache.allowed == low + 25
+            other.at(100, 2.0)  # it leaves it to the one that runs
+            assert cache.allowed == low + 25
+
+    asyncio.run(run())
+    assert cache.allowed == 500
+
+
 def test_one_that_goes_leaves_it_to_the_other() -> None:
     bench, other, cache = two()
     low = cache.allowed
