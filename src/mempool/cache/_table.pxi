@@ -305,7 +305,7 @@ cdef class Table(Lookup):
         return slot
 
     cdef void swap(self, uint32_t slot, Fresh *fresh, Gone *old) noexcept:
-        """Another value in its slot; the key that was there first stays."""
+        """Another value in its slot; the key that was there first stays, but for one whose time was over."""
         cdef Store *store = &self.store
         cdef Entry *entry = &store.entries[slot]
         cdef uint64_t before = size_of(store, slot)
@@ -314,7 +314,10 @@ cdef class Table(Lookup):
         )
         old.cause = EXPIRED if self.is_over(slot, fresh.now) else REPLACED
         old.key, old.value, old.size = entry.key, entry.value, before
-        keep_alive(old.key)
+        if old.cause == EXPIRED:
+            entry.key = fresh.key
+            self.changes += 1
+        keep_alive(entry.key)
         keep_alive(fresh.value)
         if moves:
             self.dismiss(slot, False)
