@@ -130,6 +130,15 @@ cdef class Contents:
         else:
             self.order.of(slot).removed(slot, evicted)
 
+    cdef inline bint is_loading(self) noexcept:
+        return self.loading is not None and len(self.loading) > 0
+
+    cdef inline int tell_loads(self, key) except -1:
+        """Before a key is removed: what is being loaded for it is too old then."""
+        if self.is_loading():
+            self.loads.forget(key)
+        return 0
+
     # ---- out of the table ----
 
     cdef void unlink(self, uint32_t slot, int cause, uint32_t *grave) noexcept:
