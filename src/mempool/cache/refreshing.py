@@ -195,8 +195,10 @@ class Refresher:
             del mine  # what was raised names this frame
 
     def _begins(self, mine: Load, wanted: _Wanted, table: Keeper) -> bool:
-        first = self._loads.begin(mine) is mine
-        self._begun(wanted)
+        try:
+            first = self._loads.begin(mine) is mine
+        finally:  # a key that cannot be compared now may be so at the next hit
+            self._begun(wanted)
         return first and wanted.is_due(table)
 
     def _failed(self, error: BaseException, outcome: Outcome | None = None) -> None:
