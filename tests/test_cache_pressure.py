@@ -475,6 +475,10 @@ def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) 
     assert cache.stats().allowance == len(cache) == allowed
     cache.resize(100)
     assert cache.stats().allowance == len(cache) == 100
+    cache.resize(1000)
+    assert cache.stats().allowance == allowed
+    monitor.stop()
+    assert cache.stats().allowance == 1000
 
 
 @pytest.mark.parametrize(("mode", "background"), [("aggressive", None), ("standard", False), ("standard", True)])

@@ -25,7 +25,7 @@ cdef class Table(Lookup):
             raise RuntimeError("a cache cannot be set up again")
         order = Order()
         self.bound = self.allowed = min(bound, UNBOUNDED)
-        self.most = min(most, UNBOUNDED)
+        self.most, self.pressed = min(most, UNBOUNDED), UNBOUNDED
         (<Order>order).total = self.bound
         (<Order>order).begin(&self.store, policy)
         self.order = order
@@ -518,7 +518,7 @@ cdef class Table(Lookup):
         table_lock(&self.mutex)
         cdef uint64_t fixed = self.fixed, fixed_count = self.fixed_count
         if fixed <= total and fixed_count <= count:
-            self.allowed = total if self.allowed == self.bound else min(self.allowed, total)  # it is a monitor that gives it back
+            self.allowed = min(self.pressed, total)  # it is a monitor that gives it back
             self.bound, self.most = total, count
             self.order.limit(self.allowed)
             self.evict(NIL, EVICTED, &grave)
@@ -542,6 +542,7 @@ cdef class Table(Lookup):
         cdef uint32_t grave = NIL
         cdef uint64_t wanted = min(max(total, 0), UNBOUNDED)
         table_lock(&self.mutex)
+        self.pressed = wanted if wanted < self.bound else UNBOUNDED
         self.allowed = min(wanted, self.bound)
         self.order.limit(self.allowed)
         self.evict(NIL, PRESSURE, &grave)
