@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import logging
 import math
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from sys import getsizeof
 from typing import Any
 
@@ -239,3 +241,28 @@ def test_a_value_for_whose_holding_there_is_no_room_is_held_weakly(
         caches_account.limit = None
     assert cache["key"] is value
     assert len(of_caches(caplog)) == 1
+
+
+# ---- what left is held by nobody, whatever happens on its way
+
+
+def test_what_leaves_at_the_end_of_the_stack_is_not_held() -> None:
+    keys = iter(range(60))
+    cache = filled(pages(100), keep_items=100)
+
+    def descend() -> None:
+        try:
+            descend()
+        except RecursionError:
+            return
+        with suppress(RecursionError, KeyError):
+            del cache[next(keys, -1)]
+
+    logger = logging.getLogger("mempool.cache")
+    logger.disabled = True
+    try:
+        descend()
+    finally:
+        logger.disabled = False
+    assert len(cache) < 60
+    assert cache.stats().kept == len(cache)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
+from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Leaving, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause, log
@@ -108,20 +108,6 @@ class _Band(Yielding[Any, Any]):
     def let_go(self, reference: _Reference) -> None:
         """Hold it no more. Buffers end with that, and are no leak, unless somebody takes them."""
         self._remove(reference, MISSING, Cause.DELETED if reference.popped else Cause.INVALIDATED)
-
-
-def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
-    """Return what is called with each reference that left; it knows nothing of the cache, so that no circle keeps that alive."""
-
-    def leave(key: Any, reference: _Reference, cause: Cause) -> None:
-        value = reference()
-        reference.left = True
-        if band is not None:
-            band.let_go(reference)
-        if on_evict is not None:
-            on_evict(key, value, cause)
-
-    return leave
 
 
 def _collecting(references: Table[Any, Any]) -> Callable[[_Reference], None]:
@@ -216,7 +202,7 @@ class WeakCache(WeakMapping[K, V]):
         band = self._band = _Band(nbytes, items, account) if banded else None
         references: Table[Any, Any] = Table()
         self._references = references
-        leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
+        leaving = Leaving(band, on_evict) if band is not None or on_evict is not None else None
         references._begin("none", UNBOUNDED, UNBOUNDED, UNIT, seconds, clock, leaving, account, None)
         self._collect = _collecting(references)
         self._popping = walk(
