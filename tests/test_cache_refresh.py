@@ -134,6 +134,20 @@ def fail(key: object) -> Any:
     raise Oops
 
 
+def test_ctrl_c_as_a_refresh_begins_does_not_end_refreshing(cache: Cache[Any, Any], clock: Clock) -> None:
+    class Interrupted(dict[Any, Any]):
+        def setdefault(self, *args: Any) -> Any:
+            super().setdefault(*args)
+            raise KeyboardInterrupt
+
+    old(cache)
+    clock.now = 9
+    wanted = cache._refresher._wanted = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_load("k", lambda _: "new", refresh_ahead=0.5)
+    assert wanted == {}
+
+
 class Fussy:
     """A key of one hash, that is compared where the test lets it."""
 

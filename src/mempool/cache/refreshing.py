@@ -132,7 +132,11 @@ class Refresher:
             return
         if self._process != os.getpid():  # what was wanted, the parent does
             self._process, self._wanted = os.getpid(), {}
-        other = self._wanted.setdefault(wanted, wanted)
+        try:
+            other = self._wanted.setdefault(wanted, wanted)
+        except BaseException:  # a signal's handler, as that returns
+            self._begun(wanted)
+            raise
         if other is not wanted:
             if is_lost(other):  # its task never ran
                 self._begun(other)
