@@ -2,7 +2,7 @@
 
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -329,7 +329,6 @@ def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
     note = Note("c", None)
     assert over.add(note)
     for gone in over.all():
-        gone.tie([over.reference])
         gone.gone()
     assert not over.add(note)
     tags._index["t"] = over
@@ -337,6 +336,24 @@ def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
     assert tags.having("t") == [new]
     new.gone()
     assert len(tags) == 0
+
+
+def test_ctrl_c_as_a_tag_is_indexed_leaves_nothing() -> None:
+    tags = Tags()
+    index = tags._index
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(index, name)
+
+        def _insert(self, *args: Any) -> Any:
+            index._insert(*args)
+            raise KeyboardInterrupt
+
+    tags._index = cast(Any, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        tags.note("key", None, ("t", "u"))
+    assert len(index) == tags.own_bytes == 0
 
 
 # ---- loads
