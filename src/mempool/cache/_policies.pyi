@@ -194,6 +194,13 @@ class _Probed(TypedDict):
     shadows: list[tuple[int, int, int, bool]]
 
 @final
+class Collecting:
+    """Called with a weak reference that died."""
+
+    def __init__(self, table: Table[Any, Any], keyed: bool) -> None: ...
+    def __call__(self, reference: Any) -> None: ...
+
+@final
 class Leaving:
     """Called with each weak reference that left a table."""
 

@@ -7,7 +7,7 @@ Read the parts in this order: `_keys.pxi` (comparing keys, the lock, the clock),
 (deadlines), `_policy.pxi` (what a policy is), one file a policy, `_order.pxi` (policies by name and by priority), `_values.pxi`
 (what values keep in memory), `_pins.pxi` (memory that evicted values leave to others), `_loading.pxi` (claims of loads),
 `_leaving.pxi` (what becomes of what leaves), `_passing.pxi` (eviction that goes on), `_notes.pxi` (versions, tags, names),
-`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration), `_weakly.pxi` (weak values)
+`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration), `_weakly.pxi` (weakness)
 and `_probe.pxi` (for tests).
 The default policy has four: `_sketch.pxi`, `_segments.pxi`, `_shadow.pxi`, `_tinylfu.pxi`.
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Leaving, Table, real_bytes, walk
+from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Collecting, Leaving, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause, log
@@ -110,20 +110,6 @@ class _Band(Yielding[Any, Any]):
         self._remove(reference, MISSING, Cause.DELETED if reference.popped else Cause.INVALIDATED)
 
 
-def _collecting(references: Table[Any, Any]) -> Callable[[_Reference], None]:
-    """Return what is called with the reference of a value that has died."""
-    table = weakref.ref(references)
-
-    def collect(reference: _Reference) -> None:
-        if reference.left:
-            return
-        references = table()
-        if references is not None:
-            references._remove(reference.key, reference, Cause.COLLECTED)
-
-    return collect
-
-
 class WeakCache(WeakMapping[K, V]):
     """A mapping of keys to weak references to values; the most recently used values are held strongly until memory is short.
 
@@ -204,7 +190,7 @@ class WeakCache(WeakMapping[K, V]):
         self._references = references
         leaving = Leaving(band, on_evict) if band is not None or on_evict is not None else None
         references._begin("none", UNBOUNDED, UNBOUNDED, UNIT, seconds, clock, leaving, account, None)
-        self._collect = _collecting(references)
+        self._collect = Collecting(references, True)
         self._popping = walk(
             references, ITEMS
         )  # goes on, or each `popitem` would begin with slots that are free by now
