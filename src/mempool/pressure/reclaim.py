@@ -324,13 +324,15 @@ class Shrinker:
         if event.level == Level.NORMAL:
             return 0
         token = object()
-        pid = os.getpid()
-        if self._busy.setdefault(pid, token) is not token:
-            return 0
+        pid, mine = os.getpid(), True
         try:
+            if self._busy.setdefault(pid, token) is not token:  # in here: Ctrl-C may raise as it returns
+                mine = False
+                return 0
             return self._make_room(event)
         finally:
-            self._busy.pop(pid, None)
+            if mine:
+                self._busy.pop(pid, None)
 
     def stats(self) -> tuple[ItemStats, ...]:
         """Return what each item that is there now was asked, and what it said."""

@@ -175,9 +175,9 @@ class Regrowth:
     def _let_one_grow(self, item: Growing, *, whole: bool) -> None:
         if self._leave(item):
             return
-        self._items.pop(id(item), None)  # before: another thread may have it shrink again meanwhile
         done = False
         try:
+            self._items.pop(id(item), None)  # before: another thread may have it shrink again meanwhile
             done = item._grow(whole)
         except Exception:
             _log.exception("%r could not grow back; it is left as it is", item)
