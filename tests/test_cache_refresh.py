@@ -148,6 +148,23 @@ def test_ctrl_c_as_a_refresh_begins_does_not_end_refreshing(cache: Cache[Any, An
     assert wanted == {}
 
 
+def test_ctrl_c_as_a_thread_starts_makes_no_more_of_them(
+    cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    old(cache)
+    clock.now = 9
+    monkeypatch.setattr(refreshing, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_load("k", lambda _: "new", refresh_ahead=0.5)
+    until(lambda: not refresh_threads())
+    assert sorted(refreshing._threads._free) == list(range(refreshing.THREADS))
+
+
 class Fussy:
     """A key of one hash, that is compared where the test lets it."""
 

@@ -59,7 +59,7 @@ class _Threads:
 
     def _begin_afresh(self) -> None:
         self._queue: deque[_Job] = deque()
-        self._free = list(range(THREADS))
+        self._free = set(range(THREADS))  # of who gives a number back twice there is one
 
     def submit(self, job: _Job) -> None:
         """Have it run; a thread that cannot be started is the caller's error."""
@@ -74,12 +74,12 @@ class _Threads:
     def _start(self) -> None:
         try:
             number = self._free.pop()
-        except IndexError:  # all are at work, and each looks at the queue again after it gave its number back
+        except KeyError:  # all are at work, and each looks at the queue again after it gave its number back
             return
         try:
             Thread(target=self._work, args=(number,), name=f"mempool-refresh-{number}", daemon=True).start()
-        except BaseException:
-            self._free.append(number)
+        except BaseException:  # Ctrl-C while it starts, too: then the thread does so as well
+            self._free.add(number)
             raise
 
     def _work(self, number: int) -> None:
@@ -92,7 +92,7 @@ class _Threads:
                 job.run()
                 del job
         finally:
-            self._free.append(number)
+            self._free.add(number)
             if self._queue:
                 self._start()
 
