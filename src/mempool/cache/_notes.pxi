@@ -25,8 +25,12 @@ cdef class Note:
             return
         for reference in ties:
             tagged = reference()
-            if tagged is not None:
+            if tagged is None:
+                continue
+            try:
                 (<Tagged>tagged).lose(self)
+            except Exception as error:
+                report(error, self)  # of the tag's own code: the entry has left, and that much is certain
 
 
 cdef inline void note_placed(PyObject *note) noexcept:
