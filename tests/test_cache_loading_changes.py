@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from loading_kit import Gate, Named, Oops, check_idle, wait_for_waiters
-from mempool.cache import Cache
+from mempool import AccountLimitExceeded
+from mempool.cache import Cache, CacheFull
 from mempool.cache.loading import Options
 from support import DEADLINE, start, together, until
 
@@ -271,6 +272,59 @@ def test_a_write_that_is_refused_leaves_the_load_alone() -> None:
             cache[key] = "x" * 100
         with pytest.raises(Oops):
             cache[key] = None
+        return "loaded"
+
+    assert cache.get_or_load("k", loader) == cache["k"] == "loaded"
+
+
+def test_a_write_for_which_nothing_may_go_leaves_the_load_alone() -> None:
+    cache: Cache[Any, Any] = Cache(10, policy="noeviction", getsizeof=len)
+    cache["other"] = "x" * 8
+
+    def loader(key: str) -> str:
+        with pytest.raises(CacheFull):
+            cache[key] = "x" * 3
+        return "ok"
+
+    assert cache.get_or_load("k", loader) == cache["k"] == "ok"
+    assert cache.stats().rejections == 1
+
+
+def test_a_write_that_the_account_refuses_leaves_the_load_alone() -> None:
+    cache: Cache[Any, Any] = Cache(1000)
+    for number in range(8):
+        cache[number] = number
+    cache.account.limit = cache.account.used
+
+    def loader(key: str) -> str:
+        with pytest.raises(AccountLimitExceeded):
+            cache[key] = "new"
+        with pytest.raises(AccountLimitExceeded):
+            cache.setdefault(key, "new")
+        cache.account.limit = None
+        return "loaded"
+
+    assert cache.get_or_load("k", loader) == cache["k"] == "loaded"
+
+
+@pytest.mark.parametrize("act", [Cache.__delitem__, Cache.invalidate, lambda cache, key: cache.put(key, 1)])
+def test_a_clock_that_raises_leaves_the_load_alone(act: Callable[[Cache[Any, Any], str], object]) -> None:
+    broken = False
+
+    def clock() -> float:
+        if broken:
+            raise Oops
+        return 0.0
+
+    cache: Cache[Any, Any] = Cache(10, ttl=1, clock=clock)
+    cache["other"] = 1
+
+    def loader(key: str) -> str:
+        nonlocal broken
+        broken = True
+        with pytest.raises(Oops):
+            act(cache, key)
+        broken = False
         return "loaded"
 
     assert cache.get_or_load("k", loader) == cache["k"] == "loaded"

@@ -11,6 +11,7 @@ import mempool
 from mempool.cache import Cache, Cause, WeakCache
 from mempool.pressure import PressureMonitor, Shrinkable, Shrinker, Thresholds, unregister
 from mempool.pressure.reclaim import registered
+from mempool.pressure.regrowth import asking, is_asked
 from monitor_kit import CRITICAL, ELEVATED, HIGH, NORMAL, Bench
 from support import DEADLINE, KIB, MIB, Strange, together, until
 
@@ -475,6 +476,10 @@ def test_resize_gives_nothing_back_that_a_monitor_took(bounds: tuple[int, ...]) 
     assert cache.stats().allowance == len(cache) == allowed
     cache.resize(100)
     assert cache.stats().allowance == len(cache) == 100
+    cache.resize(1000)
+    assert cache.stats().allowance == allowed
+    monitor.stop()
+    assert cache.stats().allowance == 1000
 
 
 @pytest.mark.parametrize(("mode", "background"), [("aggressive", None), ("standard", False), ("standard", True)])
@@ -516,3 +521,20 @@ def test_a_bound_that_is_raised_while_it_grows_back_holds() -> None:
     raising.append(1)
     bench.monitor.stop()
     assert cache.stats().allowance == 2000
+
+
+def test_ctrl_c_as_a_monitor_lowers_what_is_allowed_does_not_leave_it_so() -> None:
+    class Interrupted(Cache[int, int]):
+        def _allow(self, total: int) -> None:
+            super()._allow(total)
+            if is_asked():
+                raise KeyboardInterrupt
+
+    cache = Interrupted(1000)
+    cache.update(zip(range(1000), range(1000), strict=True))
+    monitor = PressureMonitor(sources=[lambda: (1, None)])
+    with asking(monitor), pytest.raises(KeyboardInterrupt):
+        cache.shrink(1 << 40)
+    assert cache.stats().allowance == 950
+    monitor.stop()
+    assert cache.stats().allowance == 1000

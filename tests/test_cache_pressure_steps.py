@@ -353,6 +353,21 @@ def test_what_two_had_shrunk_grows_back_when_both_are_calm(end: Callable[[Bench]
     assert cache.allowed == 500
 
 
+def test_one_that_runs_leaves_nothing_to_one_that_does_not() -> None:
+    bench, other, cache = two()
+    low = cache.allowed
+
+    async def run() -> None:
+        async with bench.monitor:
+            bench.at(500, 2.0)
+            assert cache.allowed == low + 25
+            other.at(100, 2.0)  # it leaves it to the one that runs
+            assert cache.allowed == low + 25
+
+    asyncio.run(run())
+    assert cache.allowed == 500
+
+
 def test_one_that_goes_leaves_it_to_the_other() -> None:
     bench, other, cache = two()
     low = cache.allowed
@@ -385,3 +400,33 @@ def test_what_shrinks_while_it_grows_back_is_not_forgotten() -> None:
     regrowth.add(item)
     regrowth._let_grow(whole=False)
     assert len(regrowth) == 1
+
+
+def test_ctrl_c_as_something_grows_back_does_not_end_that() -> None:
+    regrowth, item = Regrowth(), Cache(Memory(0), 1000, [])
+
+    class Interrupted(dict[Any, Any]):
+        def pop(self, *args: Any) -> Any:
+            super().pop(*args)
+            raise KeyboardInterrupt
+
+    regrowth._items = Interrupted()
+    regrowth.add(item)
+    with pytest.raises(KeyboardInterrupt):
+        regrowth._let_grow(whole=False)
+    assert len(regrowth) == 1
+    regrowth._items = {}  # it gives back as it goes, too
+
+
+def test_ctrl_c_as_room_is_made_does_not_end_that() -> None:
+    class Interrupted(dict[Any, Any]):
+        def setdefault(self, *args: Any) -> Any:
+            super().setdefault(*args)
+            raise KeyboardInterrupt
+
+    bench, cache = shrunk()
+    shrinker = Shrinker([cache], resident=lambda: 0)
+    shrinker._busy = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        shrinker(bench.monitor.history()[-1])
+    assert shrinker._busy == {}

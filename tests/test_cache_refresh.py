@@ -134,6 +134,70 @@ def fail(key: object) -> Any:
     raise Oops
 
 
+def test_ctrl_c_as_a_refresh_begins_does_not_end_refreshing(cache: Cache[Any, Any], clock: Clock) -> None:
+    class Interrupted(dict[Any, Any]):
+        def setdefault(self, *args: Any) -> Any:
+            super().setdefault(*args)
+            raise KeyboardInterrupt
+
+    old(cache)
+    clock.now = 9
+    wanted = cache._refresher._wanted = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_load("k", lambda _: "new", refresh_ahead=0.5)
+    assert wanted == {}
+
+
+def test_ctrl_c_as_a_thread_starts_makes_no_more_of_them(
+    cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    old(cache)
+    clock.now = 9
+    monkeypatch.setattr(refreshing, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_load("k", lambda _: "new", refresh_ahead=0.5)
+    until(lambda: not refresh_threads())
+    assert sorted(refreshing._threads._free) == list(range(refreshing.THREADS))
+
+
+class Fussy:
+    """A key of one hash, that is compared where the test lets it."""
+
+    compares = True
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        if not self.compares and threading.current_thread() is not threading.main_thread():
+            raise Oops
+        return self is other
+
+
+def test_a_key_that_could_not_be_compared_is_refreshed_at_the_next_hit(
+    cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, gate = Fussy(), Gate()
+    old(cache, key)
+    other = start(partial(cache.get_or_load, Fussy(), lambda _: gate(1)))
+    assert gate.entered.wait(DEADLINE)
+    clock.now = 9
+    monkeypatch.setattr(Fussy, "compares", False)
+    assert cache.get_or_load(key, lambda _: "new", refresh_ahead=0.5) == "old"
+    until(lambda: cache._refresher.failures == 1)
+    until(lambda: not refresh_threads())
+    monkeypatch.undo()
+    assert cache.get_or_load(key, lambda _: "new", refresh_ahead=0.5) == "old"
+    until(lambda: cache[key] == "new")
+    gate.go.set()
+    other.result()
+
+
 def test_a_thread_that_cannot_be_started(cache: Cache[Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

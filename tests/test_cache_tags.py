@@ -1,8 +1,9 @@
 """Entries that are taken back: by key, by tag, by version."""
 
+import sys
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -329,7 +330,6 @@ def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
     note = Note("c", None)
     assert over.add(note)
     for gone in over.all():
-        gone.tie([over.reference])
         gone.gone()
     assert not over.add(note)
     tags._index["t"] = over
@@ -337,6 +337,52 @@ def test_a_tag_that_has_just_emptied_is_made_anew() -> None:
     assert tags.having("t") == [new]
     new.gone()
     assert len(tags) == 0
+
+
+class Moody:
+    """A tag that can be hashed as long as the test lets it."""
+
+    hashes = True
+
+    def __hash__(self) -> int:
+        if not self.hashes:
+            raise RuntimeError("moody")
+        return 7
+
+
+def test_a_tag_that_raises_keeps_no_entry_from_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: said.append(event.exc_value))
+    told, tag = Told(), Moody()
+    cache: Cache[Any, Any] = Cache(10, on_evict=told)
+    cache.put("k", 1, tags=(tag, "t"))
+    tag.hashes = False
+    assert cache.pop("k") == 1
+    assert told.take() == [("k", 1, Cause.DELETED)]
+    assert [str(error) for error in said] == ["moody"]
+    assert cache._tags.having("t") == []
+    tag.hashes = True
+    cache.put("k", 2, tags=(tag,))
+    assert cache.invalidate_tag(tag) == 1
+    assert len(cache._tags) == 0
+
+
+def test_ctrl_c_as_a_tag_is_indexed_leaves_nothing() -> None:
+    tags = Tags()
+    index = tags._index
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(index, name)
+
+        def _insert(self, *args: Any) -> Any:
+            index._insert(*args)
+            raise KeyboardInterrupt
+
+    tags._index = cast(Any, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        tags.note("key", None, ("t", "u"))
+    assert len(index) == tags.own_bytes == 0
 
 
 # ---- loads

@@ -136,7 +136,7 @@ def test_late_callbacks_and_late_holders() -> None:
     cache[1] = older
     (reference,) = cache.valuerefs()
     cache[1] = newer
-    cache._collect(reference)  # type: ignore[arg-type]
+    cache._collect(reference)
     assert cache[1] is newer
     band = filled([older], keep_items=5)
     (reference,) = band.valuerefs()

@@ -132,6 +132,22 @@ def test_entries_expire() -> None:
     assert (cache.expire(), len(cache)) == (1, 0)
 
 
+def test_an_entry_that_expired_keeps_no_key() -> None:
+    clock = Clock()
+    cache: WeakKeyCache[Name, int] = WeakKeyCache(ttl=10, clock=clock)
+    former, key = names(1) + names(1)
+    cache[former] = 1
+    clock.now += 10
+    cache[key] = 2
+    del former
+    gc.collect()
+    assert cache[key] == 2
+    assert cache.stats().expirations == 1
+    del key
+    gc.collect()
+    assert not cache
+
+
 def test_listeners() -> None:
     told: list[tuple[Name | None, int, Cause]] = []
     keys = names(4)

@@ -2,10 +2,12 @@
 
 import copy
 import gc
+import logging
 import math
 import pickle
+import sys
 from collections.abc import Callable
-from sys import getsizeof
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -102,10 +104,10 @@ def test_what_is_past_its_time_goes_first_under_pressure() -> None:
     cache.update((page.number, page) for page in pages(100, KIB)[50:])
     assert cache[0]  # the most recent now
     clock.now += 2
-    assert cache.nbytes == 50 * getsizeof(Page(0, KIB))
+    assert cache.nbytes == 50 * sys.getsizeof(Page(0, KIB))
     cache.update((page.number, page) for page in pages(10, KIB))
     clock.now += 9
-    assert cache.shrink(1) == getsizeof(Page(0, KIB))
+    assert cache.shrink(1) == sys.getsizeof(Page(0, KIB))
     assert sorted(cache) == list(range(1, 10))
 
 
@@ -159,7 +161,7 @@ def test_what_cannot_be_weighed_any_more_is_found(caplog: pytest.LogCaptureFixtu
 
 def test_where_items_are_counted_nobody_is_weighed_in_vain() -> None:
     cache = filled([*pages(9, KIB), Odd(9)], keep_items=10)
-    assert cache.stats().kept_bytes == cache.nbytes == 10 * getsizeof(Page(0, KIB))
+    assert cache.stats().kept_bytes == cache.nbytes == 10 * sys.getsizeof(Page(0, KIB))
     assert cache.shrink(1) > 0
     alone = filled([Odd()], keep_items=10)
     assert alone.nbytes == 0
@@ -239,3 +241,47 @@ def test_a_value_for_whose_holding_there_is_no_room_is_held_weakly(
         caches_account.limit = None
     assert cache["key"] is value
     assert len(of_caches(caplog)) == 1
+
+
+# ---- what left is held by nobody, whatever happens on its way
+
+
+def test_what_leaves_at_the_end_of_the_stack_is_not_held() -> None:
+    keys = iter(range(60))
+    cache = filled(pages(100), keep_items=100)
+
+    def descend() -> None:
+        try:
+            descend()
+        except RecursionError:
+            return
+        with suppress(RecursionError, KeyError):
+            del cache[next(keys, -1)]
+
+    logger = logging.getLogger("mempool.cache")
+    logger.disabled = True
+    try:
+        descend()
+    finally:
+        logger.disabled = False
+    assert len(cache) < 60
+    assert cache.stats().kept == len(cache)
+
+
+@pytest.mark.parametrize("kind", [WeakCache, WeakKeyCache])
+def test_ctrl_c_as_something_dies_finds_no_python_to_be_lost_in(kind: type[Any]) -> None:
+    page = Page()
+    cache = kind([(1, page)]) if kind is WeakCache else kind([(page, 1)])
+    here = sys._getframe()
+
+    def interrupt(frame: Any, *_: object) -> None:
+        if frame.f_back is here:
+            raise KeyboardInterrupt
+
+    former = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        del page
+    finally:
+        sys.settrace(former)
+    assert len(cache) == 0

@@ -75,7 +75,8 @@ cdef class Contents:
     cdef Order order
     cdef table_mutex mutex
     cdef uint64_t bound        # of the sum of sizes, as asked for
-    cdef uint64_t allowed      # what pressure leaves of it
+    cdef uint64_t pressed      # what a monitor allows, whatever the bound; UNBOUNDED: all of it
+    cdef uint64_t allowed      # what that leaves of it
     cdef uint64_t most         # entries
     cdef uint64_t fixed, fixed_count   # sizes and number of entries that no policy may choose
     cdef uint32_t changes      # entries moved in the index: a lookup that ran foreign code begins again
@@ -129,6 +130,15 @@ cdef class Contents:
             self.fixed_count -= 1
         else:
             self.order.of(slot).removed(slot, evicted)
+
+    cdef inline bint is_loading(self) noexcept:
+        return self.loading is not None and len(self.loading) > 0
+
+    cdef inline int tell_loads(self, key) except -1:
+        """Before a key is removed: what is being loaded for it is too old then."""
+        if self.is_loading():
+            self.loads.forget(key)
+        return 0
 
     # ---- out of the table ----
 

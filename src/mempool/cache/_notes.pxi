@@ -13,14 +13,10 @@ cdef class Note:
 
     cdef readonly object key, version
     cdef readonly bint placed   # with an entry, which will say when it goes
-    cdef object ties            # weak references to `Tagged`
+    cdef list ties              # weak references to `Tagged`; None: none
 
     def __init__(self, key, version):
         self.key, self.version = key, version
-
-    def tie(self, ties):
-        """Have it leave these when it goes."""
-        self.ties = ties
 
     def gone(self):
         """The entry has left."""
@@ -29,8 +25,12 @@ cdef class Note:
             return
         for reference in ties:
             tagged = reference()
-            if tagged is not None:
+            if tagged is None:
+                continue
+            try:
                 (<Tagged>tagged).lose(self)
+            except Exception as error:
+                report(error, self)  # of the tag's own code: the entry has left, and that much is certain
 
 
 cdef inline void note_placed(PyObject *note) noexcept:
@@ -60,9 +60,12 @@ cdef class Tagged:
         self.reference = weak_reference(self)
 
     def add(self, Note note not None):
-        """Take a note in; False: this is over."""
+        """Take a note in, which leaves this when it goes; False: this is over."""
         with cython.critical_section(self):
             if not self.over:
+                if note.ties is None:
+                    note.ties = []
+                note.ties.append(self.reference)
                 self.notes.add(note)
             return not self.over
 

@@ -7,7 +7,8 @@ Read the parts in this order: `_keys.pxi` (comparing keys, the lock, the clock),
 (deadlines), `_policy.pxi` (what a policy is), one file a policy, `_order.pxi` (policies by name and by priority), `_values.pxi`
 (what values keep in memory), `_pins.pxi` (memory that evicted values leave to others), `_loading.pxi` (claims of loads),
 `_leaving.pxi` (what becomes of what leaves), `_passing.pxi` (eviction that goes on), `_notes.pxi` (versions, tags, names),
-`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration) and `_probe.pxi` (for tests).
+`_lookup.pxi`, `_table.pxi` (insertion, removal), `_collector.pxi` (garbage), `_walk.pxi` (iteration), `_weakly.pxi` (weakness)
+and `_probe.pxi` (for tests).
 The default policy has four: `_sketch.pxi`, `_segments.pxi`, `_shadow.pxi`, `_tinylfu.pxi`.
 
 It links nothing of `csrc/`. One rule: no lock is held while Python runs. Hashes and weights are taken before, foreign `__eq__` runs
@@ -60,4 +61,5 @@ include "_lookup.pxi"
 include "_table.pxi"
 include "_collector.pxi"
 include "_walk.pxi"
+include "_weakly.pxi"
 include "_probe.pxi"

@@ -25,7 +25,7 @@ cdef class Table(Lookup):
             raise RuntimeError("a cache cannot be set up again")
         order = Order()
         self.bound = self.allowed = min(bound, UNBOUNDED)
-        self.most = min(most, UNBOUNDED)
+        self.most, self.pressed = min(most, UNBOUNDED), UNBOUNDED
         (<Order>order).total = self.bound
         (<Order>order).begin(&self.store, policy)
         self.order = order
@@ -38,10 +38,19 @@ cdef class Table(Lookup):
         """Have loads know which keys are written or removed; the dict is empty while there are none."""
         self.loads, self.loading = loads, loading
 
-    cdef inline int tell_loads(self, key) except -1:
-        """Before a key is written or removed: what is being loaded for it is too old then."""
-        if self.loading is not None and len(self.loading):
-            self.loads.forget(key)
+    cdef int tell_of_write(self, Fresh *fresh, bint replace) except -1:
+        """Before a key is written, the same. What refuses the write does so here: a load is not too old for that."""
+        cdef uint32_t grave = NIL
+        cdef uint32_t slot = self.seek_room(fresh, &grave)
+        cdef bint stays = slot != NIL and not replace and not self.is_over(slot, fresh.now)
+        cdef bint refused = not stays and not self.fits(slot, fresh)
+        table_unlock(&self.mutex)
+        if grave != NIL:
+            self.bury(grave)
+        if refused:
+            self.refuse()
+        if not stays:
+            self.loads.forget(<object>fresh.key)
         return 0
 
     # ---- lookup ----
@@ -186,8 +195,6 @@ cdef class Table(Lookup):
             if claim is not None:
                 return False
             raise ValueError(f"value too large: {fresh.size}, where the bound is {self.bound if self.most else 0}")
-        if claim is None:
-            self.tell_loads(key)
         fresh.key, fresh.value = <PyObject *>key, <PyObject *>value
         fresh.note = NULL if note is None else <PyObject *>note
         fresh.claim = NULL if claim is None else <PyObject *>claim
@@ -196,6 +203,8 @@ cdef class Table(Lookup):
         fresh.now = self.now() if self.ttls or lifetime != INFINITY else 0
         if not self.order.has(level):
             self.open(level)
+        if claim is None and self.is_loading():
+            self.tell_of_write(&fresh, replace)
         slot = self.seek_room(&fresh, &grave)
         old.value = old.note = NULL
         cdef int done = self.place(&slot, &fresh, replace, &old, &grave)
@@ -213,11 +222,16 @@ cdef class Table(Lookup):
                 self.pins.welcome(<PyObject *>value)
             settle(self, slot, <PyObject *>value)
         if done < 0:
+            if claim is None:
+                self.refuse()
             self.rejections += 1
-            if claim is not None:
-                return False
-            raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
+            return False
         return done
+
+    cdef int refuse(self) except -1:
+        """Nothing may go for what was to be put."""
+        self.rejections += 1
+        raise CacheFull(f"the cache is full: none of its {self.store.count} entries may be evicted")
 
     cdef int open(self, int level) except -1:
         """See that there is a policy of this priority."""
@@ -305,7 +319,7 @@ cdef class Table(Lookup):
         return slot
 
     cdef void swap(self, uint32_t slot, Fresh *fresh, Gone *old) noexcept:
-        """Another value in its slot; the key that was there first stays."""
+        """Another value in its slot; the key that was there first stays, but for one whose time was over."""
         cdef Store *store = &self.store
         cdef Entry *entry = &store.entries[slot]
         cdef uint64_t before = size_of(store, slot)
@@ -314,7 +328,10 @@ cdef class Table(Lookup):
         )
         old.cause = EXPIRED if self.is_over(slot, fresh.now) else REPLACED
         old.key, old.value, old.size = entry.key, entry.value, before
-        keep_alive(old.key)
+        if old.cause == EXPIRED:
+            entry.key = fresh.key
+            self.changes += 1
+        keep_alive(entry.key)
         keep_alive(fresh.value)
         if moves:
             self.dismiss(slot, False)
@@ -375,10 +392,10 @@ cdef class Table(Lookup):
 
     cdef object remove(self, key, PyObject *expected, int cause, PyObject *note = NULL):
         cdef Py_hash_t full = hash_of(key)
-        if expected is NULL:
-            self.tell_loads(key)
         # What died goes now or never, so no clock that raises is asked for it.
         cdef double now = self.now() if self.ttls and cause != COLLECTED else -INFINITY
+        if expected is NULL:
+            self.tell_loads(key)
         cdef uint32_t slot = self.seek(<PyObject *>key, mixed(full))
         cdef uint32_t grave = NIL
         cdef PyObject *value = NULL
@@ -410,7 +427,7 @@ cdef class Table(Lookup):
                 table_unlock(&self.mutex)
                 raise KeyError(f"{type(self).__name__} is empty")
             key, value = <object>self.store.entries[slot].key, <object>self.store.entries[slot].value
-            if self.loading is None or len(self.loading) == 0:
+            if not self.is_loading():
                 break
             table_unlock(&self.mutex)
             self.tell_loads(key)
@@ -433,7 +450,7 @@ cdef class Table(Lookup):
     def clear(self):
         """Remove all entries."""
         cdef uint32_t slot, grave = NIL
-        if self.loading is not None and len(self.loading):
+        if self.is_loading():
             self.loads.forget_all()
         table_lock(&self.mutex)
         for slot in range(1, self.store.fresh + 1):
@@ -501,7 +518,7 @@ cdef class Table(Lookup):
         table_lock(&self.mutex)
         cdef uint64_t fixed = self.fixed, fixed_count = self.fixed_count
         if fixed <= total and fixed_count <= count:
-            self.allowed = total if self.allowed == self.bound else min(self.allowed, total)  # it is a monitor that gives it back
+            self.allowed = min(self.pressed, total)  # it is a monitor that gives it back
             self.bound, self.most = total, count
             self.order.limit(self.allowed)
             self.evict(NIL, EVICTED, &grave)
@@ -525,6 +542,7 @@ cdef class Table(Lookup):
         cdef uint32_t grave = NIL
         cdef uint64_t wanted = min(max(total, 0), UNBOUNDED)
         table_lock(&self.mutex)
+        self.pressed = wanted if wanted < self.bound else UNBOUNDED
         self.allowed = min(wanted, self.bound)
         self.order.limit(self.allowed)
         self.evict(NIL, PRESSURE, &grave)

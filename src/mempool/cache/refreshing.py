@@ -59,7 +59,7 @@ class _Threads:
 
     def _begin_afresh(self) -> None:
         self._queue: deque[_Job] = deque()
-        self._free = list(range(THREADS))
+        self._free = set(range(THREADS))  # of who gives a number back twice there is one
 
     def submit(self, job: _Job) -> None:
         """Have it run; a thread that cannot be started is the caller's error."""
@@ -74,12 +74,12 @@ class _Threads:
     def _start(self) -> None:
         try:
             number = self._free.pop()
-        except IndexError:  # all are at work, and each looks at the queue again after it gave its number back
+        except KeyError:  # all are at work, and each looks at the queue again after it gave its number back
             return
         try:
             Thread(target=self._work, args=(number,), name=f"mempool-refresh-{number}", daemon=True).start()
-        except BaseException:
-            self._free.append(number)
+        except BaseException:  # Ctrl-C while it starts, too: then the thread does so as well
+            self._free.add(number)
             raise
 
     def _work(self, number: int) -> None:
@@ -92,7 +92,7 @@ class _Threads:
                 job.run()
                 del job
         finally:
-            self._free.append(number)
+            self._free.add(number)
             if self._queue:
                 self._start()
 
@@ -132,7 +132,11 @@ class Refresher:
             return
         if self._process != os.getpid():  # what was wanted, the parent does
             self._process, self._wanted = os.getpid(), {}
-        other = self._wanted.setdefault(wanted, wanted)
+        try:
+            other = self._wanted.setdefault(wanted, wanted)
+        except BaseException:  # a signal's handler, as that returns
+            self._begun(wanted)
+            raise
         if other is not wanted:
             if is_lost(other):  # its task never ran
                 self._begun(other)
@@ -195,8 +199,10 @@ class Refresher:
             del mine  # what was raised names this frame
 
     def _begins(self, mine: Load, wanted: _Wanted, table: Keeper) -> bool:
-        first = self._loads.begin(mine) is mine
-        self._begun(wanted)
+        try:
+            first = self._loads.begin(mine) is mine
+        finally:  # a key that cannot be compared now may be so at the next hit
+            self._begun(wanted)
         return first and wanted.is_due(table)
 
     def _failed(self, error: BaseException, outcome: Outcome | None = None) -> None:

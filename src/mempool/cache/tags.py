@@ -29,13 +29,9 @@ class Tags:
     def note(self, key: Any, version: Any, tags: tuple[Hashable, ...]) -> Note:
         """Return a note that is in the index: `gone` must follow, by the table or by whoever could not put it there."""
         note = Note(key, version)
-        if not tags:
-            return note
-        ties: list[Any] = []
-        note.tie(ties)
         try:
             for tag in dict.fromkeys(tags):
-                ties.append(self._join(tag, note).reference)
+                self._join(tag, note)
         except BaseException:
             note.gone()
             raise
@@ -54,13 +50,16 @@ class Tags:
         """Native memory of the index, for which the account is charged; none when no entry has a tag."""
         return self._index._counts()[-1]
 
-    def _join(self, tag: Hashable, note: Note) -> Tagged:
+    def _join(self, tag: Hashable, note: Note) -> None:
         while True:
             tagged = self._index._find(tag)
             if tagged is MISSING:
-                self._index._insert(tag, Tagged(tag, self._reference), None, 0, None, False)
+                tagged = Tagged(tag, self._reference)
+                tagged.add(note)  # before it is in the index: one without notes would never leave that
+                if self._index._insert(tag, tagged, None, 0, None, False):
+                    return
             elif tagged.add(note):
-                return cast(Tagged, tagged)
+                return
             else:
                 self._index._remove(tag, tagged, Cause.DELETED)
 

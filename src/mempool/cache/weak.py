@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 from mempool._core import Account
-from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Table, real_bytes, walk
+from mempool.cache._policies import ITEMS, MISSING, REAL, UNIT, VALUES, Collecting, Leaving, Table, real_bytes, walk
 from mempool.cache.arguments import UNBOUNDED, as_callable, as_count, as_lifetime, as_name
 from mempool.cache.cache import caches_account
 from mempool.cache.records import Cause, log
@@ -110,34 +110,6 @@ class _Band(Yielding[Any, Any]):
         self._remove(reference, MISSING, Cause.DELETED if reference.popped else Cause.INVALIDATED)
 
 
-def _leaving(band: _Band | None, on_evict: Listener | None) -> Listener:
-    """Return what is called with each reference that left; it knows nothing of the cache, so that no circle keeps that alive."""
-
-    def leave(key: Any, reference: _Reference, cause: Cause) -> None:
-        value = reference()
-        reference.left = True
-        if band is not None:
-            band.let_go(reference)
-        if on_evict is not None:
-            on_evict(key, value, cause)
-
-    return leave
-
-
-def _collecting(references: Table[Any, Any]) -> Callable[[_Reference], None]:
-    """Return what is called with the reference of a value that has died."""
-    table = weakref.ref(references)
-
-    def collect(reference: _Reference) -> None:
-        if reference.left:
-            return
-        references = table()
-        if references is not None:
-            references._remove(reference.key, reference, Cause.COLLECTED)
-
-    return collect
-
-
 class WeakCache(WeakMapping[K, V]):
     """A mapping of keys to weak references to values; the most recently used values are held strongly until memory is short.
 
@@ -216,9 +188,9 @@ class WeakCache(WeakMapping[K, V]):
         band = self._band = _Band(nbytes, items, account) if banded else None
         references: Table[Any, Any] = Table()
         self._references = references
-        leaving = _leaving(band, on_evict) if band is not None or on_evict is not None else None
+        leaving = Leaving(band, on_evict) if band is not None or on_evict is not None else None
         references._begin("none", UNBOUNDED, UNBOUNDED, UNIT, seconds, clock, leaving, account, None)
-        self._collect = _collecting(references)
+        self._collect = Collecting(references, True)
         self._popping = walk(
             references, ITEMS
         )  # goes on, or each `popitem` would begin with slots that are free by now

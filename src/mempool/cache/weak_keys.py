@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Self, TypeVar
 
-from mempool.cache._policies import ITEMS, KEYS, MISSING, walk
+from mempool.cache._policies import ITEMS, KEYS, MISSING, Collecting, walk
 from mempool.cache.cache import Cache
 from mempool.cache.records import CacheStats, Cause
 from mempool.cache.weak_mapping import Listener, WeakMapping
@@ -22,18 +22,6 @@ __all__ = ["WeakKeyCache"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-def _collecting(entries: "Cache[weakref.ref[Any], Any]") -> Callable[[weakref.ref[Any]], None]:
-    """Return what is called with the reference of a key that has died."""
-    table = weakref.ref(entries)
-
-    def collect(reference: weakref.ref[Any]) -> None:
-        entries = table()
-        if entries is not None:
-            entries._remove(reference, MISSING, Cause.COLLECTED)
-
-    return collect
 
 
 def _telling(on_evict: Listener) -> Listener:
@@ -107,7 +95,7 @@ class WeakKeyCache(WeakMapping[K, V]):
         }
         telling = None if on_evict is None else _telling(on_evict)
         self._entries: Cache[weakref.ref[Any], V] = Cache(**self._options | {"on_evict": telling})
-        self._collect = _collecting(self._entries)
+        self._collect = Collecting(self._entries, False)
         self.update(other)
 
     @property

@@ -108,8 +108,10 @@ class Yielding(Table[K, V], Generic[K, V]):
         if is_asked():
             if allowed == bound:
                 self._whole = total
-            self._allow(self._limits()[0] + self.pinned)
-            grow_later(self)  # last, as it may be given back at once
+            try:
+                self._allow(self._limits()[0] + self.pinned)
+            finally:  # whatever Ctrl-C interrupts: nobody else would give it back
+                grow_later(self)  # last, as it may be given back at once
         return gone * held // total
 
     def _grow(self, whole: bool = False, /) -> bool:

@@ -109,7 +109,7 @@ class PressureMonitor(Options):
         super().__init__(thresholds, interval, hysteresis, min_dwell)
         self._clock = clock_of(clock)
         self._watched = tuple(Watched(as_source(one)) for one in (default_sources() if sources is None else sources))
-        self._callbacks, self._waiters, self._regrowth = Callbacks(), Waiters(), Regrowth()
+        self._callbacks, self._waiters, self._regrowth = Callbacks(), Waiters(), Regrowth(self)
         self._state = State(positive(reminder, "reminder"))
         self._locks()
         self._muted = self._callbacks.muted

@@ -6,6 +6,7 @@
       level NORMAL and nothing grows: a step back
 
 What several monitors had shrunk grows back at the polls of one of them, the last that is calm: the others leave it to that one.
+But who runs leaves nothing to a monitor that does not, which may never be polled again.
 
 Who shrinks is told who asks by a variable of the thread: so a cache that is shrunk by hand, by a cleanup or by an account
 keeps its bound, as nobody would give it back. Rejected: a context variable. Tasks that a callback creates copy it, and would ask
@@ -119,14 +120,15 @@ def _is_flat(watched: "Watched") -> bool:
 
 
 class Regrowth:
-    """Those who hold less than they may since one monitor had them shrink. They are held weakly.
+    """Those who hold less than they may since one monitor had them shrink. They are held weakly, as the monitor is.
 
     Single steps of a dict need no lock.
     """
 
     _everyone: ClassVar["dict[weakref.ref[Regrowth], None]"] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: "PressureMonitor | None" = None) -> None:
+        self._monitor = None if monitor is None else weakref.ref(monitor)
         self._items: dict[int, weakref.ref[Growing]] = {}
         self.stops = 0
         everyone = self._everyone
@@ -175,9 +177,9 @@ class Regrowth:
     def _let_one_grow(self, item: Growing, *, whole: bool) -> None:
         if self._leave(item):
             return
-        self._items.pop(id(item), None)  # before: another thread may have it shrink again meanwhile
         done = False
         try:
+            self._items.pop(id(item), None)  # before: another thread may have it shrink again meanwhile
             done = item._grow(whole)
         except Exception:
             _log.exception("%r could not grow back; it is left as it is", item)
@@ -190,10 +192,17 @@ class Regrowth:
         reference = self._items.get(id(item))
         return reference is not None and reference() is item
 
+    def _runs(self) -> bool:
+        """Whether its monitor polls on its own."""
+        monitor = None if self._monitor is None else self._monitor()
+        runner = None if monitor is None else monitor._runner
+        return runner is not None and runner.polls
+
     def _leave(self, item: Growing) -> bool:
         """Leave it to another monitor that has it, if there is one. Of two that do so at once one takes it again, or both."""
         found = [reference() for reference in list(self._everyone)]
-        others = [one for one in found if one is not None and one is not self]
+        runs = self._runs()
+        others = [one for one in found if one is not None and one is not self and (one._runs() or not runs)]
         if not any(one._has(item) for one in others):
             return False
         self._items.pop(id(item), None)
