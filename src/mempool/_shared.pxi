@@ -117,16 +117,23 @@ cdef class _SharedMemory:
         mp_word_add(self._word(number))
 
     def drop(self, Py_ssize_t number):
-        """Take one from a word of the header that is not zero."""
-        mp_word_drop(self._word(number))
+        """Take one from a word of the header that is not zero; not in a child of fork, as its parent does it."""
+        if self.depth == fork_depth:
+            mp_word_drop(self._word(number))
 
     def renew(self, Py_ssize_t number):
-        """Begin the next lease of the block whose record begins with this word: in one step, or a message could come in between."""
+        """Begin the next lease of the block whose record begins with this word: in one step, or a message could come in between.
+
+        False in a child of fork, which leaves it to its parent.
+        """
         cdef int field
         self._word(number + 3)
+        if self.depth != fork_depth:
+            return False
         mp_word_add(self._word(number))
         for field in range(1, 4):
             mp_word_set(self._word(number + field), 0)
+        return True
 
     def share(self, Py_ssize_t index):
         """Lock a block as one of many, through this description; False while its owner has it."""

@@ -170,9 +170,7 @@ class Books:
             return None
         hold = self._hold(block, nbytes)
         self.waiting.pop(block, None)
-        number = word(index, IN_FLIGHT)
-        if not segment.memory.inherited:  # else this is a child of fork in here, and its parent counts
-            segment.memory.drop(number)
+        segment.memory.drop(word(index, IN_FLIGHT))
         return hold
 
     # ---- growing
