@@ -249,7 +249,10 @@ class Ahead:
         assert self._waker is not None
         assert isinstance(self.source, Descriptor)
         while not self.quit:
-            self._waker.wait(self.source.fd, self.source.timeout)
+            try:
+                self._waker.wait(self.source.fd, self.source.timeout)
+            except TimeoutError:  # nobody has waited so long but us: who comes for a chunk waits himself
+                break
             try:
                 return os.preadv(self.source.fd, (part,), -1, os.RWF_NOWAIT)
             except BlockingIOError:  # another reader was quicker
