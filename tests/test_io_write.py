@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 
 import mempool
+from aio_support import tls_contexts
 from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
-from mempool.io import _direct, _sinks, read, write, writing
+from mempool.io import _direct, _sinks, copy, read, write, writing
 from support import start
 
 DIRECT = pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
@@ -219,6 +221,33 @@ def test_a_socket(timeout: float | None) -> None:
         with read(right, size=len(DATA)) as b:
             assert b == DATA
         assert thread.result() == len(DATA)
+
+
+@posix
+def test_tls_that_does_not_block(tmp_path: Path) -> None:
+    server, client = tls_contexts(tmp_path)
+    left, right = socket.socketpair()
+    thread = start(lambda: server.wrap_socket(left, server_side=True))
+    with client.wrap_socket(right, server_hostname="localhost") as near, thread.result() as far:
+        near.setblocking(False)
+        far.setblocking(False)
+        writing_all = start(lambda: write(near, DATA * 3))
+        with read(far, size=3 * len(DATA)) as b:
+            assert b == DATA * 3
+        assert writing_all.result() == 3 * len(DATA)
+
+
+@pytest.mark.parametrize("move", [write, lambda target, data: copy(io.BytesIO(data), target)])
+def test_an_error_whose_number_is_no_errno_stays_what_it_is(move: Any) -> None:
+    class Broken:
+        def write(self, data: Any) -> int:
+            raise error
+
+    error = ssl.SSLError(1, "[SSL: BAD] on purpose")  # 1 is EPERM, elsewhere
+    with pytest.raises(ssl.SSLError) as caught:
+        move(Broken(), b"12345")
+    assert caught.value is error
+    assert error.__notes__[0].startswith("after 0")
 
 
 @posix
