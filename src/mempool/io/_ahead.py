@@ -103,8 +103,8 @@ class Ahead:
             _running.add(self)
             self.thread_id = _thread.start_new_thread(self._run, (claim,))
         except BaseException as error:
-            if claim:  # it did not begin, and will not: a signal came before, or there are no more threads
-                claim.clear()
+            with suppress(IndexError):
+                claim.pop()  # it did not begin, and will not: a signal came before, or there are no more threads
                 self._leave()
             if not isinstance(error, RuntimeError):
                 raise
