@@ -40,6 +40,19 @@ def _fork_depth():
     return fork_depth
 
 
+cdef int charge_in_silence(Account account, size_t size) except -1:
+    """Charge, with nobody asked for room or told of growth: the caller has a lock, which they may wait for."""
+    cdef mp_account *c = account._ready()
+    cdef mp_account *binding = NULL
+    cdef mp_status status
+    with nogil:
+        status = mp_account_charge(c, size, &binding)
+    if status != MP_OK:
+        account = account_at(account, binding)
+        raise account_error(account, size, mp_account_used(binding), mp_account_limit(binding))
+    return 0
+
+
 @cython.final
 @cython.no_gc
 cdef class _SharedMemory:
@@ -62,7 +75,7 @@ cdef class _SharedMemory:
         if nbytes <= HEADER_BYTES:
             raise ValueError(f"a segment of {nbytes} bytes has no room for a block")
         if account is not None:
-            account._charge(nbytes)
+            charge_in_silence(account, nbytes)
             charged = account._c
         if mp_share_map(fd, nbytes, &data, &error) != MP_OK:
             if charged is not NULL:
