@@ -20,7 +20,9 @@ import pytest
 import mempool
 from aio_support import tls_contexts
 from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
+from mempool import BufferPool, PoolExhausted
 from mempool.io import _direct, _sinks, copy, read, write, writing
+from mempool.io._os import Owned
 from support import start
 
 DIRECT = pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
@@ -392,6 +394,19 @@ def test_direct_that_is_refused_by_the_write(tmp_path: Path, monkeypatch: pytest
         assert write(tmp_path / "new", DATA, direct=True) == len(DATA)
     assert (len(caught), caught[0].filename) == (1, __file__)
     assert (tmp_path / "new").read_bytes() == DATA
+
+
+@linux
+def test_direct_without_memory_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "default_pool", lambda: BufferPool(limit=4096))
+    monkeypatch.setattr(writing, "open_again", lambda name, fd, flags: Owned(os.dup(fd)))  # some file systems refuse
+    with open(tmp_path / "new", "wb") as file:
+        file.seek(10)
+        with pytest.raises(PoolExhausted) as caught:
+            write(file, DATA, direct=True)
+        assert caught.value.__notes__ == [f"4086 of {len(DATA)} bytes had been written"]
+        assert file.tell() == 4096
+    assert (tmp_path / "new").read_bytes() == bytes(10) + DATA[:4086]
 
 
 @linux
