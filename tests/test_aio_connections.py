@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import warnings
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,37 @@ def test_a_plain_callback(loop: str, tmp_path: Path) -> None:
             assert await kept[0][0].read() == b""
             kept[0][1].close()
             await kept[0][1].wait_closed()
+            await writer.wait_closed()
+
+    run(loop, main())
+
+
+class Compiled(Coroutine[Any, Any, None]):
+    """A coroutine as compiled functions return it: of no type of Python's own."""
+
+    def __init__(self, inner: Coroutine[Any, Any, None]) -> None:
+        self.send, self.throw, self.close = inner.send, inner.throw, inner.close  # type: ignore[method-assign]
+
+    def send(self, value: Any) -> Any: ...
+
+    def throw(self, *error: Any) -> Any: ...
+
+    def __await__(self) -> Any:
+        raise AssertionError("a task runs it")
+
+
+def test_a_compiled_callback_runs_as_a_task(loop: str, tmp_path: Path) -> None:
+    async def served(reader: aio.PooledReader, writer: aio.PooledWriter) -> None:
+        writer.write(b"hello\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        async with serving("tcp", tmp_path, lambda *halves: Compiled(served(*halves)), own=True) as connect:
+            reader, writer = await connect(aio)
+            assert await reader.readline() == b"hello\n"
+            assert await reader.read() == b""
+            writer.close()
             await writer.wait_closed()
 
     run(loop, main())

@@ -472,6 +472,19 @@ def test_a_socket_that_times_out_gives_what_came(pool: BufferPool, ahead: bool) 
         assert list(iterator) == []
 
 
+@linux
+def test_a_timeout_that_nobody_waited_for(pool: BufferPool) -> None:
+    """Who reads ahead of a caller that works is not the one whose patience counts."""
+    left, right = socket.socketpair()
+    with left, right, all_back(pool):
+        right.settimeout(0.01)
+        iterator = chunks(right, pool, True, 4)
+        wait_for_end(iterator._ahead)
+        left.sendall(b"here")
+        assert next(iterator) == b"here"
+        iterator.close()
+
+
 @AHEAD
 @pytest.mark.parametrize("fits", [1, 2, 3])
 def test_a_pool_with_little_room(tmp_path: Path, ahead: bool, fits: int) -> None:

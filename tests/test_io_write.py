@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 
 import mempool
+from aio_support import tls_contexts
 from io_support import DATA, Alarm, alarms, all_back, feed, linux, make, pipe, posix
-from mempool.io import _direct, _sinks, read, write, writing
+from mempool import BufferPool, PoolExhausted
+from mempool.io import _direct, _sinks, copy, read, write, writing
+from mempool.io._os import Owned
 from support import start
 
 DIRECT = pytest.mark.parametrize("direct", [False, pytest.param(True, marks=linux)])
@@ -222,6 +226,33 @@ def test_a_socket(timeout: float | None) -> None:
 
 
 @posix
+def test_tls_that_does_not_block(tmp_path: Path) -> None:
+    server, client = tls_contexts(tmp_path)
+    left, right = socket.socketpair()
+    thread = start(lambda: server.wrap_socket(left, server_side=True))
+    with client.wrap_socket(right, server_hostname="localhost") as near, thread.result() as far:
+        near.setblocking(False)
+        far.setblocking(False)
+        writing_all = start(lambda: write(near, DATA * 3))
+        with read(far, size=3 * len(DATA)) as b:
+            assert b == DATA * 3
+        assert writing_all.result() == 3 * len(DATA)
+
+
+@pytest.mark.parametrize("move", [write, lambda target, data: copy(io.BytesIO(data), target)])
+def test_an_error_whose_number_is_no_errno_stays_what_it_is(move: Any) -> None:
+    class Broken:
+        def write(self, data: Any) -> int:
+            raise error
+
+    error = ssl.SSLError(1, "[SSL: BAD] on purpose")  # 1 is EPERM, elsewhere
+    with pytest.raises(ssl.SSLError) as caught:
+        move(Broken(), b"12345")
+    assert caught.value is error
+    assert error.__notes__[0].startswith("after 0")
+
+
+@posix
 def test_a_socket_that_times_out() -> None:
     left, right = socket.socketpair()
     with left, right:
@@ -363,6 +394,19 @@ def test_direct_that_is_refused_by_the_write(tmp_path: Path, monkeypatch: pytest
         assert write(tmp_path / "new", DATA, direct=True) == len(DATA)
     assert (len(caught), caught[0].filename) == (1, __file__)
     assert (tmp_path / "new").read_bytes() == DATA
+
+
+@linux
+def test_direct_without_memory_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "default_pool", lambda: BufferPool(limit=4096))
+    monkeypatch.setattr(writing, "open_again", lambda name, fd, flags: Owned(os.dup(fd)))  # some file systems refuse
+    with open(tmp_path / "new", "wb") as file:
+        file.seek(10)
+        with pytest.raises(PoolExhausted) as caught:
+            write(file, DATA, direct=True)
+        assert caught.value.__notes__ == [f"4086 of {len(DATA)} bytes had been written"]
+        assert file.tell() == 4096
+    assert (tmp_path / "new").read_bytes() == bytes(10) + DATA[:4086]
 
 
 @linux

@@ -267,3 +267,45 @@ for call in calls:
     assert n > 20, n
 """
     )
+
+
+def test_a_child_that_finishes_a_call_after_its_parent(run_python: Any) -> None:
+    """Whatever line of `acquire` the fork came at: what the parent sent before the child went on comes home."""
+    run_python(
+        AT_LINE
+        + """
+def attempt(n):
+    pool = SharedPool()  # a segment for each block, so that the same is lent again
+    old = pool.acquire(40960)
+    pickle.loads(pickle.dumps(old)).release()  # others may have seen it: it has to be taken back
+    old.release()
+    child = None
+    ready, told = os.pipe()
+    def fork():
+        nonlocal child
+        child = os.fork()
+        if child == 0:
+            os.close(told)
+            os.read(ready, 1)
+    try:
+        reached, got = at_line(n, lambda: pool.acquire(40960), fork)
+        if child == 0:
+            os._exit(0)
+    except BaseException:
+        if child == 0:
+            os._exit(3)
+        raise
+    sent = pickle.dumps(got)
+    os.close(told)
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, n
+    assert pool.stats().in_use == 40960 and pickle.loads(sent).pool is pool, n
+    os.close(ready)
+    return reached
+
+n = 1
+while attempt(n):
+    n += 1
+assert n > 30, n
+"""
+    )

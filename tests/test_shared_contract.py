@@ -11,9 +11,10 @@ import pytest
 
 import mempool
 from mempool import Account, AccountLimitExceeded, PoolExhausted
+from mempool.accounting import register_reclaimer
 from mempool.shared import SegmentLost, SharedBuffer, SharedPool
 from shared_kit import is_idle, linux, nothing_left
-from support import MIB
+from support import MIB, start
 
 pytestmark = linux
 
@@ -227,6 +228,36 @@ def test_a_small_limit_makes_small_segments() -> None:
     with pytest.raises(PoolExhausted):
         pool.acquire(1)
     assert len(kept) == 4
+
+
+def test_an_account_without_room_for_a_whole_segment() -> None:
+    """Small blocks are cut from fewer bytes then."""
+    pool = SharedPool(account=Account("tight", limit=6 * 4096))
+    kept = [pool.acquire(1) for _ in range(4)]
+    with pytest.raises(AccountLimitExceeded):
+        pool.acquire(1)
+    assert len({buffer.address for buffer in kept}) == 4
+    assert pool.account.used == pool.stats().reserved == 5 * 4096
+
+
+def test_a_reclaimer_may_use_the_pool() -> None:
+    """It is asked with no lock of the pool held: it calls the pool, and waits for another thread that does."""
+    above = Account("above", limit=2 * MIB + 8192)
+    pool = SharedPool(account=above)
+    held = [pool.acquire(MIB), pool.acquire(MIB - 4096)]
+    asked: list[int] = []
+
+    def reclaim(needed: int) -> int:
+        asked.append(start(lambda: pool.stats().live).result())
+        held.pop(0).release()
+        return pool.trim()
+
+    registration = register_reclaimer(reclaim, account=above)
+    try:
+        assert pool.acquire(MIB).nbytes == MIB
+        assert asked == [2]
+    finally:
+        registration.cancel()
 
 
 def test_accounts_bind() -> None:

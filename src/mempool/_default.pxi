@@ -48,6 +48,20 @@ def _lease_of_ours(BufferPool pool not None, nbytes):
     return buffer
 
 
+def _lease_ahead(BufferPool pool not None, size_t nbytes):
+    """The same in a thread of ours, for what nobody has asked for yet; None if there is no room.
+
+    Nobody is asked to make some: reclaimers may want a lock that is held by who waits for this thread.
+    """
+    cdef Buffer buffer
+    pool._check_open()
+    buffer = pool._try_acquire(nbytes, False, True)
+    if buffer is not None:
+        pool._ready_to_use(buffer, False)
+        buffer._flags |= OURS
+    return buffer
+
+
 def _rebuild_buffer(content):
     """Unpickle: content that is a lease already stays where it is, other content moves into one of the default pool."""
     cdef Py_buffer view

@@ -232,8 +232,8 @@ leak_detection=None, account=None, name=None)\n--\n
             account = account.parent
         return 0
 
-    cdef Buffer _try_acquire(self, size_t size, bint ask):
-        """A lease, or None if the limit leaves no room now but may later. `ask`: others may make some."""
+    cdef Buffer _try_acquire(self, size_t size, bint ask, bint ahead=False):
+        """A lease, or None if the limit leaves no room now but may later. `ask`: others may make some; `ahead`: never."""
         cdef Buffer buffer = Buffer.__new__(Buffer)
         cdef mp_block *block = NULL
         cdef mp_shortage shortage
@@ -248,6 +248,8 @@ leak_detection=None, account=None, name=None)\n--\n
             if status == MP_OK:
                 buffer._block = block
                 return buffer
+            if ahead:
+                return None
             block_size = mp_pool_block_size(self._c, size)
             if (ask or status != MP_ERR_LIMIT) and self._has_room_now(status, size, block_size, &shortage, &tries):
                 continue

@@ -314,6 +314,11 @@ cdef void note_growth(size_t size, size_t coming) noexcept:
         hand_on(error, None)
 
 
+def _grew(size_t size):
+    """The same for what was charged in silence, as a lock was held."""
+    grew(size)
+
+
 cdef int tell_growth(uint64_t grown, size_t coming) except -1:
     cdef _Listener one
     for one in <tuple>_hooks["growth"]:

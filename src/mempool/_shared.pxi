@@ -40,6 +40,19 @@ def _fork_depth():
     return fork_depth
 
 
+cdef int charge_in_silence(Account account, size_t size) except -1:
+    """Charge, with nobody asked for room or told of growth: the caller has a lock, which they may wait for."""
+    cdef mp_account *c = account._ready()
+    cdef mp_account *binding = NULL
+    cdef mp_status status
+    with nogil:
+        status = mp_account_charge(c, size, &binding)
+    if status != MP_OK:
+        account = account_at(account, binding)
+        raise account_error(account, size, mp_account_used(binding), mp_account_limit(binding))
+    return 0
+
+
 @cython.final
 @cython.no_gc
 cdef class _SharedMemory:
@@ -62,7 +75,7 @@ cdef class _SharedMemory:
         if nbytes <= HEADER_BYTES:
             raise ValueError(f"a segment of {nbytes} bytes has no room for a block")
         if account is not None:
-            account._charge(nbytes)
+            charge_in_silence(account, nbytes)
             charged = account._c
         if mp_share_map(fd, nbytes, &data, &error) != MP_OK:
             if charged is not NULL:
@@ -117,16 +130,23 @@ cdef class _SharedMemory:
         mp_word_add(self._word(number))
 
     def drop(self, Py_ssize_t number):
-        """Take one from a word of the header that is not zero."""
-        mp_word_drop(self._word(number))
+        """Take one from a word of the header that is not zero; not in a child of fork, as its parent does it."""
+        if self.depth == fork_depth:
+            mp_word_drop(self._word(number))
 
     def renew(self, Py_ssize_t number):
-        """Begin the next lease of the block whose record begins with this word: in one step, or a message could come in between."""
+        """Begin the next lease of the block whose record begins with this word: in one step, or a message could come in between.
+
+        False in a child of fork, which leaves it to its parent.
+        """
         cdef int field
         self._word(number + 3)
+        if self.depth != fork_depth:
+            return False
         mp_word_add(self._word(number))
         for field in range(1, 4):
             mp_word_set(self._word(number + field), 0)
+        return True
 
     def share(self, Py_ssize_t index):
         """Lock a block as one of many, through this description; False while its owner has it."""

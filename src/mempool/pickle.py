@@ -99,9 +99,13 @@ def loads(frames: Iterable[_BytesLike], *, pool: BufferPool | None = None) -> An
 
 
 def _lent(frames: Iterator[_BytesLike], pool: BufferPool) -> Iterator[Buffer]:
-    """Copy each frame into a lease."""
+    """Copy each frame into a lease. No name keeps one: an error that comes with a later frame would keep it, too."""
     for frame in frames:
-        with pickle.PickleBuffer(frame).raw() as data:
-            buffer = _lease_of_ours(pool, data.nbytes)
-            buffer[:] = data
-        yield buffer
+        yield _copied(frame, pool)
+
+
+def _copied(frame: _BytesLike, pool: BufferPool) -> Buffer:
+    with pickle.PickleBuffer(frame).raw() as data:
+        buffer = _lease_of_ours(pool, data.nbytes)
+        buffer[:] = data
+    return buffer

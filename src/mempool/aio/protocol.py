@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from inspect import iscoroutine
 from typing import Any, TypeAlias
 
 from mempool._core import BufferPool, _Inbox
@@ -53,7 +52,7 @@ class PooledProtocol(_Inbox, asyncio.BufferedProtocol):
 
     def _serve(self, connected: Connected, reader: PooledReader, writer: PooledWriter) -> None:
         result = connected(reader, writer)
-        if iscoroutine(result):
+        if asyncio.iscoroutine(result):
             transport = writer.transport
             self._task = self.loop.create_task(result)
             self._task.add_done_callback(lambda task: self._served(task, transport))

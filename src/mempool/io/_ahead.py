@@ -21,9 +21,10 @@ import os
 import select
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
-from mempool._core import Buffer, BufferPool, _lease_of_ours
+from mempool._core import Buffer, BufferPool, _lease_ahead, _lease_of_ours
 from mempool.io._sources import Descriptor, Placed, Source
 
 __all__ = ["Ahead"]
@@ -102,8 +103,8 @@ class Ahead:
             _running.add(self)
             self.thread_id = _thread.start_new_thread(self._run, (claim,))
         except BaseException as error:
-            if claim:  # it did not begin, and will not: a signal came before, or there are no more threads
-                claim.clear()
+            with suppress(IndexError):
+                claim.pop()  # it did not begin, and will not: a signal came before, or there are no more threads
                 self._leave()
             if not isinstance(error, RuntimeError):
                 raise
@@ -122,7 +123,7 @@ class Ahead:
         source.instead = self._read_now
         return True
 
-    def read(self) -> Buffer | None:
+    def read(self, lease: Callable[[BufferPool, int], Buffer | None] = _lease_of_ours) -> Buffer | None:
         """Read the next chunk, in the one thread that reads now; None at the end. What stopped the thread is raised here."""
         if self.ended:
             error, self.error = self.error, None
@@ -131,7 +132,9 @@ class Ahead:
             self.source.check()
             return None
         size = self.size
-        buffer = _lease_of_ours(self.pool, self._room_for_one)
+        buffer = lease(self.pool, self._room_for_one)
+        if buffer is None:
+            return None
         try:
             got = self._fill(buffer, size)
             if got == size and not self._larger:
@@ -225,7 +228,7 @@ class Ahead:
     def _read_one(self) -> bool:
         """Put the next chunk where the consumer finds it; False if there is none, for whatever reason."""
         try:
-            buffer = self.read()
+            buffer = self.read(_lease_ahead)
         except (
             MemoryError,
             ValueError,
@@ -249,7 +252,10 @@ class Ahead:
         assert self._waker is not None
         assert isinstance(self.source, Descriptor)
         while not self.quit:
-            self._waker.wait(self.source.fd, self.source.timeout)
+            try:
+                self._waker.wait(self.source.fd, self.source.timeout)
+            except TimeoutError:  # nobody has waited so long but us: who comes for a chunk waits himself
+                break
             try:
                 return os.preadv(self.source.fd, (part,), -1, os.RWF_NOWAIT)
             except BlockingIOError:  # another reader was quicker

@@ -2,13 +2,14 @@
 
 import os
 import select
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
-__all__ = ["Owned", "preadv", "pwritev", "readv", "wait_readable", "wait_writable", "writev"]
+__all__ = ["Owned", "preadv", "pwritev", "readv", "wait_as_told", "wait_readable", "wait_writable", "writev"]
 
 POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwritev")
 
@@ -81,3 +82,14 @@ def wait_writable(fd: int, timeout: float | None = None) -> None:
     """Wait until a write does not block; `TimeoutError` after so many seconds."""
     if not _wait(fd, timeout, False):
         raise TimeoutError("timed out")
+
+
+def wait_as_told(error: OSError, file: Any) -> None:
+    """Wait for what a TLS socket that does not block needs, which may be to write before it can read; raises any other error."""
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(error, ssl.SSLWantReadError):
+        wait_readable(file.fileno())
+    elif ssl is not None and isinstance(error, ssl.SSLWantWriteError):
+        wait_writable(file.fileno())
+    else:
+        raise error

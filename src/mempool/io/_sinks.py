@@ -8,7 +8,7 @@ from io import BufferedWriter, FileIO, RawIOBase, UnsupportedOperation
 from typing import Any
 
 from mempool.io._arguments import refuse_place
-from mempool.io._os import pwritev, wait_writable, writev
+from mempool.io._os import pwritev, wait_as_told, wait_writable, writev
 from mempool.io._sources import check_binary, is_path, is_plain_socket, plain_fd
 
 __all__ = ["Sink", "open_sink", "told", "write_all"]
@@ -97,8 +97,14 @@ class ObjectSink(Sink):
         wait_writable(self._file.fileno())
 
     def _write(self, views: Sequence[memoryview]) -> int:
-        with views[0][:] as whole:
-            taken = self._take(whole)
+        try:
+            with views[0][:] as whole:
+                taken = self._take(whole)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            wait_as_told(error, self._file)
+            raise BlockingIOError from None  # to be called again
         if taken is None:
             if isinstance(self._file, RawIOBase):
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -111,16 +117,20 @@ class ObjectSink(Sink):
 
 
 def told(error: OSError, done: int, total: int | None, *names: object) -> OSError:
-    """Return the same error with the names and how far it came; what has no number is left as it is."""
+    """Return the same error with the names and how far it came; what has no number is left as it is.
+
+    One whose numbers are no errno, as those of TLS, would become another error: it has a note instead.
+    """
     if error.errno is None:
         return error
-    of = "" if total is None else f" of {total}"
-    text = f"{error.strerror} after {done}{of} bytes"
-    return (
-        OSError(error.errno, text, names[0])
-        if len(names) == 1
-        else OSError(error.errno, text, names[0], None, names[1])
+    progress = f"after {done}{'' if total is None else f' of {total}'} bytes"
+    again = OSError(
+        error.errno, f"{error.strerror} {progress}", names[0], *((None, names[1]) if len(names) > 1 else ())
     )
+    if type(again) is type(error):
+        return again
+    error.add_note(f"{progress}: {' -> '.join(map(repr, names))}")
+    return error
 
 
 def write_all(sink: Sink, views: Sequence[memoryview], told_of: Callable[[int], object]) -> None:

@@ -19,7 +19,7 @@ from io import BufferedReader, FileIO, TextIOBase, UnsupportedOperation
 from typing import Any
 
 from mempool._core import Buffer
-from mempool.io._os import Owned, preadv, readv, wait_readable
+from mempool.io._os import Owned, preadv, readv, wait_as_told, wait_readable
 
 __all__ = ["Descriptor", "Flowing", "Object", "Placed", "Source", "open_source"]
 
@@ -215,6 +215,9 @@ class Object(Flowing):
                 got = self._read(part) if self._readinto is None else self._readinto(part)
             except BlockingIOError:
                 got = None
+            except OSError as error:
+                wait_as_told(error, self._file)
+                continue
             if got is None:
                 wait_readable(self._file.fileno())
                 continue

@@ -52,6 +52,9 @@ def write(
     ------
     OSError
         With the path, and how many bytes had been written when a disk was full, a limit reached or a pipe broken.
+    PoolExhausted, AccountLimitExceeded, MemoryError
+        For `direct`, if the default pool has no room for a block of 8 MiB, or for all if that is less. A note of the error says how
+        many bytes had been written.
     TypeError, ValueError, OverflowError
         For text and other data that has no bytes; for `offset` with what cannot seek or appends, or of 2**63 and more; for `direct`
         with what is no file.
@@ -119,6 +122,9 @@ def _write(target: Any, views: list[memoryview], start: int | None, direct: bool
             write_all(sink, views, count)
     except OSError as error:
         raise told(error, done, total, sink.name) from None
+    except MemoryError as error:
+        error.add_note(f"{done} of {total} bytes had been written")
+        raise
     finally:
         sink.publish()
         sink.close()

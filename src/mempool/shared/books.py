@@ -128,15 +128,16 @@ class Books:
     # ---- lending
 
     @_alone
-    def lend(self, nbytes: int) -> tuple[_SharedHold, bool]:
-        """Return a hold of a free block, and whether its bytes are zeros."""
+    def lend(self, nbytes: int) -> tuple[_SharedHold, bool, int]:
+        """Return a hold of a free block, whether its bytes are zeros, and how many bytes more are reserved for it."""
+        before = self.reserved
         if self.closed:
             raise ValueError(f"pool {self.name!r} is closed")
         block = self._free_block(nbytes)
         hold = self._hold(block, nbytes)
         fresh, block.fresh = block.fresh, False
         self.acquires += 1
-        return hold, fresh
+        return hold, fresh, max(0, self.reserved - before)
 
     def _free_block(self, nbytes: int) -> Block:
         """Take a block out of `idle`; makes a segment if there is none."""
@@ -170,9 +171,7 @@ class Books:
             return None
         hold = self._hold(block, nbytes)
         self.waiting.pop(block, None)
-        number = word(index, IN_FLIGHT)
-        if not segment.memory.inherited:  # else this is a child of fork in here, and its parent counts
-            segment.memory.drop(number)
+        segment.memory.drop(word(index, IN_FLIGHT))
         return hold
 
     # ---- growing
@@ -188,13 +187,18 @@ class Books:
             if room < 1:
                 raise self._no_room(nbytes)
             count = min(count, room)
-        try:
-            segment = Segment(capacity, count, self.account)
-        except AccountLimitExceeded:
-            if not self.drop_idle():
-                raise
-            segment = Segment(capacity, count, self.account)
-        self._add(segment)
+        self._add(self._charged(capacity, count))
+
+    def _charged(self, capacity: int, count: int) -> Segment:
+        """Make a segment, of fewer blocks where an account leaves less room."""
+        while True:
+            try:
+                return Segment(capacity, count, self.account)
+            except AccountLimitExceeded:
+                if not self.drop_idle():
+                    if count == 1:
+                        raise
+                    count //= 2
 
     def _add(self, segment: Segment) -> None:
         self.segments[segment.nonce] = segment

@@ -2,14 +2,17 @@
 
 import itertools
 import weakref
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, SupportsIndex
 
-from mempool._core import Account
+from mempool._core import Account, _grew, _SharedHold
+from mempool.errors import AccountLimitExceeded
 from mempool.settings import parse_limit
 from mempool.shared import fork as fork  # registers its handlers
 from mempool.shared.books import Books
 from mempool.shared.buffer import SharedBuffer, make
+from mempool.shared.layout import HEADER, block_size
 from mempool.shared.registry import Terms, here
 from mempool.shared.segment import check_platform
 from mempool.shared.stats import SharedStats
@@ -19,6 +22,7 @@ __all__ = ["SharedPool"]
 
 _numbers = itertools.count(1)
 _MOST = (1 << 62) - 1
+_TRIES = 8  # others may be quicker to take the room that was made
 
 
 class SharedPool:
@@ -138,12 +142,23 @@ class SharedPool:
             raise OverflowError(f"nbytes of {shown(size)} bytes cannot be addressed")
         here.at_exit()
         here.sweep()
-        hold, fresh = self._books.lend(size)
+        hold, fresh, grown = self._lend(size)
+        if grown:
+            _grew(grown)
         if zero and not fresh:
             hold.clear()
         buffer = make(hold, self)
         # A signal handler may have forked in here: then the block is the parent's.
         return self.acquire(size, zero=zero) if hold.memory.inherited else buffer
+
+    def _lend(self, size: int) -> tuple[_SharedHold, bool, int]:
+        """Lend; reclaimers are asked between the calls of the books, as they may call this pool, or wait for who does."""
+        for _ in range(_TRIES):
+            with suppress(AccountLimitExceeded):
+                return self._books.lend(size)
+            with self.account.charged(block_size(size) + HEADER):
+                pass  # there is room now
+        return self._books.lend(size)
 
     def trim(self) -> int:
         """Give segments of which no block is used back to the OS; returns their bytes."""

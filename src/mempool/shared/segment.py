@@ -61,10 +61,8 @@ class Block:
             # Again: who held it until now may have sent it on.
             if self.in_flight(now, patience):
                 return False
-            first = word(index, GENERATION)
-            if memory.inherited:  # a signal handler forked: the parent writes, the child must not
+            if not memory.renew(word(index, GENERATION)):  # a signal handler forked: the parent has it
                 return False
-            memory.renew(first)
         finally:
             memory.unlock(index)
         self.forked = False
