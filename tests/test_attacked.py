@@ -198,6 +198,7 @@ def test_traces_end_when_memory_is_closed_under_another_thread(run_python: Calla
     """)
 
 
+@pytest.mark.nosan  # which locks nothing
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="locked memory is read from /proc")
 def test_rows_that_go_are_not_locked_any_more(run_python: Callable[..., Any]) -> None:
     """In a process of its own: what is locked is counted for all of it."""
