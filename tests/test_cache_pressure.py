@@ -533,8 +533,8 @@ def test_ctrl_c_as_a_monitor_lowers_what_is_allowed_does_not_leave_it_so() -> No
     cache = Interrupted(1000)
     cache.update(zip(range(1000), range(1000), strict=True))
     monitor = PressureMonitor(sources=[lambda: (1, None)])
-    with asking(monitor), pytest.raises(KeyboardInterrupt):
-        cache.shrink(1 << 40)
+    with pytest.raises(KeyboardInterrupt):
+        asking(monitor, lambda: cache.shrink(1 << 40))
     assert cache.stats().allowance == 950
     monitor.stop()
     assert cache.stats().allowance == 1000
