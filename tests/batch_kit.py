@@ -1,11 +1,11 @@
 """A monitor that says what a test tells it, and a clock that moves when it waits."""
 
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any
 
 from mempool.pressure import AsyncBatches, Batches, BatchSizer, Level, batches
 from mempool.pressure.batches import start
+from support import with_ctrl_c
 
 Levels = Iterable[Level]
 
@@ -110,24 +110,16 @@ def flat(batches: Iterable[list[Any]]) -> list[Any]:
 def interrupted(step: int, produce: Callable[[], list[Any]]) -> tuple[list[Any], bool]:
     """Take all batches, with one Ctrl-C where Python lets one come: after a call, the one after `step` others; whether it came."""
     found: list[Any] = []
-    left = step
 
-    def profile(frame: Any, event: str, _: object) -> None:
-        nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename == batches.__file__:
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    sys.setprofile(profile)
-    try:
+    def take_all() -> None:
+        nonlocal found
         while True:
             try:
                 found += produce()
             except KeyboardInterrupt:
                 continue
             except (StopIteration, StopAsyncIteration):
-                return found, left < 0
-    finally:
-        sys.setprofile(None)
+                return
+
+    came = with_ctrl_c(take_all, step, batches.__file__)
+    return found, came

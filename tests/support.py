@@ -1,5 +1,6 @@
 """What the tests of pools and accounts share: threads that start together, polls with a deadline, books that must not change."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -153,3 +154,24 @@ def copying_ring(capacity: Any, **options: Any) -> RingBuffer:
         return RingBuffer(capacity, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def with_ctrl_c(work: Callable[[], object], step: int, *where: str) -> bool:
+    """Do the work with one Ctrl-C where Python lets one come in files of these names or folders: as a function begins or a call of
+    C ends, the one after `step` others. Whether it came."""
+    left = step
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(where):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return left < 0

@@ -23,7 +23,7 @@ from mempool.pressure.regrowth import is_asked
 from mempool.pressure.waiting import ThreadWaiter, Waiters
 from monitor_kit import BYTES, HIGH, NORMAL, Bench, Memory
 from reclaim_kit import no_reclaimers
-from support import DEADLINE, start
+from support import DEADLINE, start, with_ctrl_c
 
 _OURS = str(Path(mempool.__file__).parent), contextlib.__file__
 EVENT = PressureEvent(HIGH, NORMAL, "test", 80, 100, 0.8, None, 0.0)
@@ -39,7 +39,7 @@ def interrupts(work: Callable[[], object]) -> Iterator[None]:
     try:
         for step in range(10_000):
             try:
-                _interrupted(work, step)
+                with_ctrl_c(work, step, *_OURS)
             except KeyboardInterrupt:
                 yield
             else:
@@ -48,24 +48,6 @@ def interrupts(work: Callable[[], object]) -> Iterator[None]:
     finally:
         if collected:
             gc.enable()
-
-
-def _interrupted(work: Callable[[], object], step: int) -> None:
-    left = step
-
-    def profile(frame: Any, event: str, _: object) -> None:
-        nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_OURS):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
 
 
 # ---- at any moment
